@@ -17,12 +17,14 @@ from massive_sft.cli.plan import plan_json
 from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.files import write_json
+from massive_sft.core.fingerprint import FileHashes, hash_file
 from massive_sft.ledger.record import Record, Revision, Status, dump_record
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import make_plan, storage_root, token_key
 from massive_sft.suites.task_files import task_facts
 from massive_sft.sweep.cell import Recipe
 from massive_sft.sweep.load import Sweep, check_sweep, load_sweep
+from massive_sft.sweep.task_content import TaskContent
 
 
 def sweep_in(folder: Path, **changes: object) -> Sweep:
@@ -153,6 +155,59 @@ def test_task_file_of_a_strange_shape_is_known_by_its_bytes(tmp_path: Path, text
         plan = make_plan(sweep_in(tmp_path, evaluation={"tasks": [{"path": "t.yaml"}]}))
         ids.append(plan.cells[0].requirements[0].id)
     assert all(one.startswith("t@0 ") for one in ids)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "metadata: {updated: 2024-05-01}",
+        "metadata: {updated: 2024-05-01T10:00:00+02:00}",
+        "metadata: {7: x}",
+        'doc_to_choice: {0: "no", 1: "yes"}',
+        "metadata: {threshold: .inf}",
+        "metadata: {threshold: .nan}",
+        "metadata: {key: !!binary aGVsbG8=}",
+        "metadata: {kinds: !!set {a, b, c}}",
+    ],
+)
+def test_task_file_with_values_that_json_has_not_is_known_by_its_data_too(tmp_path: Path, odd: str) -> None:
+    file, data, base = tmp_path / "t.yaml", tmp_path / "q.jsonl", tmp_path / "base.inc"
+    found = {}
+    for name, text in (("data", "data_files: {test: q.jsonl}"), ("includes", "include: base.inc"), ("none", "a: b")):
+        file.write_text(f"task: t\n{text}\n{odd}\n")
+        ids = []
+        for rows in ("1", "2", "1"):
+            data.write_text(rows)
+            base.write_text(f"{odd.replace('metadata', 'm')}\nn: {rows}\n")
+            ids.append(TaskContent(FileHashes()).of(file))
+        assert ids[0] == ids[2]
+        found[name] = ids
+    assert found["data"][0] != found["data"][1]
+    assert found["includes"][0] != found["includes"][1]
+    assert found["none"] == [f"sha256:{hash_file(file)}"] * 3
+
+
+def test_values_of_a_task_file_that_look_alike_are_not_alike(tmp_path: Path) -> None:
+    file = tmp_path / "t.yaml"
+    (tmp_path / "q.jsonl").write_text("1")
+    ids = []
+    for odd in ("7", '"7"', "2024-05-01", '"2024-05-01"', "true", '"true"', ".inf", '".inf"', "inf"):
+        file.write_text(f"task: t\ndata_files: q.jsonl\nmetadata: {{0: {odd}}}\n")
+        ids.append(TaskContent(FileHashes()).of(file))
+    assert len(set(ids)) == len(ids)
+
+
+def test_id_of_a_task_file_with_a_set_is_that_of_every_session(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text("1")
+    (tmp_path / "t.yaml").write_text("task: t\ndata_files: q.jsonl\nm: !!set {a, b, c, d}\n")
+    code = "from massive_sft.sweep.task_content import *; print(TaskContent(FileHashes()).of(Path('t.yaml')))"
+    ids = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, cwd=tmp_path, capture_output=True
+        ).stdout
+        for seed in "123"
+    }
+    assert len(ids) == 1 and ids.pop().startswith(b"task:")
 
 
 @pytest.mark.timeout(20)

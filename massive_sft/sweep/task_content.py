@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml.error import YAMLError
 
-from massive_sft.core.fingerprint import FileHashes, fingerprint
+from massive_sft.core.fingerprint import FileHashes, digest, fingerprint
 from massive_sft.sweep.paths import local_candidates
 from massive_sft.sweep.yaml_file import read_tagged
 
@@ -34,28 +34,39 @@ class TaskContent:
 
         In it are its data and functions, what it includes, and of a group the tasks beside it; so the id moves with
         them, and not with the folder they lie in. A file that does not parse is known by its bytes: ``check`` says what
-        is wrong with it.
+        is wrong with it. So is one that holds what JSON does not (a date, a key that is a number, an infinity), unless
+        it names files.
 
         Args:
             above: the files that include this one, or whose group it is in.
         """
         try:
             read = read_tagged(path)
-            content = self._with_hashes(read, path.parent)
-            if not isinstance(read, dict) or path in above:
+            content = self._content(read, path, above)
+            try:
                 return "task:" + fingerprint(content)
-            within = above | {path}
-            included = read.get("include") or []
-            files = [path.parent / str(name) for name in (included if isinstance(included, list) else [included])]
-            if files:
-                content["include"] = [self.of(file, within) if file.is_file() else str(file) for file in files]
-            if members := _texts_in(read.get("task")) if "group" in read else set():
-                siblings = (file for file in sorted(path.parent.rglob("*.yaml")) if file not in within)
-                named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}
-                content["members"] = {name: self.of(file, within) for name, file in named.items()}
-            return "task:" + fingerprint(content)
+            except (TypeError, ValueError):
+                if content not in (read, {**read, "members": {}}):
+                    return "task:" + digest(_exact_text(content))
         except (YAMLError, TypeError, ValueError, RecursionError):
-            return f"sha256:{self._hashes.of(path)}"
+            pass
+        return f"sha256:{self._hashes.of(path)}"
+
+    def _content(self, read: Any, path: Path, above: frozenset[Path]) -> Any:
+        """Return what was read of a task file with the files that it names as their hashes."""
+        content = self._with_hashes(read, path.parent)
+        if not isinstance(read, dict) or path in above:
+            return content
+        within = above | {path}
+        included = read.get("include") or []
+        files = [path.parent / str(name) for name in (included if isinstance(included, list) else [included])]
+        if files:
+            content["include"] = [self.of(file, within) if file.is_file() else str(file) for file in files]
+        if members := _texts_in(read.get("task")) if "group" in read else set():
+            siblings = (file for file in sorted(path.parent.rglob("*.yaml")) if file not in within)
+            named = {str(file.relative_to(path.parent)): file for file in siblings if _names(file) & members}
+            content["members"] = {name: self.of(file, within) for name, file in named.items()}
+        return content
 
     def _with_hashes(self, value: Any, folder: Path) -> Any:
         if isinstance(value, Mapping):
@@ -94,6 +105,18 @@ class TaskContent:
                 within = {file: file.relative_to(place).as_posix() if is_folder else file.name for file in files}
                 return [[name, self._hashes.of(file)] for file, name in within.items()]
         return []
+
+
+def _exact_text(value: Any) -> str:
+    """Return a text that is another for every other value that YAML can hold, and the same in every session."""
+    if isinstance(value, Mapping):
+        entries = [f"{_exact_text(key)}: {_exact_text(item)}" for key, item in value.items()]
+        return f"{{{', '.join(sorted(entries))}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_exact_text, value))}]"
+    if isinstance(value, (set, frozenset)):
+        return f"set({', '.join(sorted(map(_exact_text, value)))})"
+    return repr(value)
 
 
 def _texts_in(value: Any) -> set[str]:
