@@ -15,6 +15,7 @@ from small_sweep import small_sweep
 from massive_sft.cli.gc import collect
 from massive_sft.cli.search_view import find_search, searches_view, trials_left
 from massive_sft.core.errors import InvalidInput
+from massive_sft.cost.budget import fit_to_budget
 from massive_sft.ledger.lease import LeaseWatch
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -29,6 +30,7 @@ from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import make_whole_plan, plan_searches
 from massive_sft.search.replay import replay
+from massive_sft.search.rules import trained_of
 from massive_sft.search.standing import Standing, find_earlier, find_standings
 from massive_sft.search.tags import search_tags
 from massive_sft.study.results import results_of
@@ -187,6 +189,25 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     assert trials_left(plan) == ["at most 2 more trials of search grid, a training each"]
     assert isinstance(grid.planned.space, CellSpace)
     assert [grid.planned.space.cell(choice).epoch for choice in grid.planned.space.longest()] == [2]
+
+
+def test_budget_takes_what_was_decided_in_its_order_after_the_blocks(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 1}
+    root = str(undisturbed[0].root)
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "storage": {"root": root}}
+    path = small_sweep(tmp_path, search=[RUNGS], blocks=[block | {"snapshots": 1}], **nothing)
+    plan = make_whole_plan(load_sweep(path))
+    decided = [run for run in plan.runs if run.trajectory.cells[0].blocks == ("s",)]
+    found = standing(plan)
+    trials = list(dict.fromkeys(found.planned.trajectory(entry) for entry in trained_of(found.entries)))
+    assert [run.trajectory.id for run in decided] == trials and len(trials) == 3
+    whole = fit_to_budget(plan, 1e6)
+    assert (whole.plan.runs, whole.left_out) == (plan.runs, ())
+    most = fit_to_budget(plan, whole.taken.value * 0.999)
+    assert most.plan.runs == tuple(run for run in plan.runs if run.trajectory.id != trials[-1])
+    assert most.left_out == ("llama × facts (search s): 1 run",)
 
 
 def test_tracker_is_told_by_which_decision_a_cell_was_asked_for(undisturbed: tuple[Plan, list[RunEvent]]) -> None:

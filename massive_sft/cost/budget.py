@@ -1,4 +1,7 @@
-"""What of a sweep a budget pays for: base rows, then pairs of model and mixture in a seeded balanced order."""
+"""What of a sweep a budget pays for: base rows, then pairs of model and mixture in a seeded balanced order.
+
+What a search decided comes last, in its order: a later decision rests on what came of the earlier ones.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class BudgetedPlan:
         plan: what the budget pays for, whatever of it is done already.
         hours: of the budget; GPU-hours, or hours of this machine where no GPU is used.
         taken: hours of what is in the plan.
-        left_out: each pair that is left out, ``model × mixture (block): so many runs``, and base rows.
+        left_out: each pair that is left out, ``model × mixture (block A): so many runs``, and base rows.
         runs_left_out: trainings in them.
     """
 
@@ -37,14 +40,14 @@ class BudgetedPlan:
 
 @dataclass(frozen=True)
 class _Pair:
-    block: str
+    origin: str  # such as ``block A`` or ``search s``
     model: str
     data: str
     runs: tuple[RunPlan, ...]
 
     def __str__(self) -> str:
         count = f"{len(self.runs)} run{'s' if len(self.runs) > 1 else ''}"
-        return f"{self.model} × {self.data} (block {self.block}): {count}"
+        return f"{self.model} × {self.data} ({self.origin}): {count}"
 
 
 def balanced_order(models: Sequence[str], mixtures: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
@@ -69,7 +72,8 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
 
     It counts the sweep as a whole, done or not, so that a rerun takes the same. Base rows come first; then the blocks
     in the file's order, and in each the pairs of model and mixture in ``balanced_order``, a pair with all its settings,
-    schedules and seeds, so that what is compared stays together. The first pair that is too much ends it.
+    schedules and seeds, so that what is compared stays together; then what the searches decided, one training after
+    another. The first that is too much ends it.
 
     Raises:
         InvalidInput: when something cannot be estimated; then what fits is not known.
@@ -108,14 +112,21 @@ def fit_to_budget(plan: Plan, hours: float, seed: int = SEED) -> BudgetedPlan:
 
 def _pairs(plan: Plan, seed: int) -> Iterator[_Pair]:
     grids: dict[str, dict[tuple[str, str], list[RunPlan]]] = {block.name: {} for block in plan.sweep.file.blocks}
+    decided: dict[str, list[_Pair]] = {search.name: [] for search in plan.sweep.file.search}
     for run in plan.runs:
-        recipe, block = run.trajectory.recipe, run.trajectory.cells[0].blocks[0]
-        grids[block].setdefault((recipe.model_name, recipe.mixture.name), []).append(run)
+        recipe, origin = run.trajectory.recipe, run.trajectory.cells[0].blocks[0]
+        named = recipe.model_name, recipe.mixture.name
+        if origin in decided:
+            decided[origin].append(_Pair(f"search {origin}", *named, (run,)))
+        else:
+            grids[origin].setdefault(named, []).append(run)
     for block, grid in grids.items():
         models, mixtures = {model for model, _ in grid}, {data for _, data in grid}
         for model, data in balanced_order(sorted(models), sorted(mixtures), seed):
             if (model, data) in grid:
-                yield _Pair(block, model, data, tuple(grid[(model, data)]))
+                yield _Pair(f"block {block}", model, data, tuple(grid[(model, data)]))
+    for pairs in decided.values():
+        yield from pairs
 
 
 class _Costs:
