@@ -519,6 +519,14 @@ def test_plan_refuses_adapter_groups_beside_a_search(tmp_path: Path) -> None:
         plan_searches(sweep)
 
 
+def test_plan_refuses_a_budget_of_the_file_beside_a_search(tmp_path: Path) -> None:
+    budget = {"gpu_hours": 5, "price_per_gpu_hour": 2}
+    sweep = load_sweep(sweep_file(tmp_path, search=[TPE], blocks=[], budget=budget))
+    rule = r"budget.gpu_hours: keeps a run from deciding.*limit a search by its own budget.gpu_hours.*got 5"
+    with pytest.raises(InvalidInput, match=rule):
+        plan_searches(sweep)
+
+
 def test_constraint_against_the_base_waits_for_its_scores_and_for_nothing_else(tmp_path: Path) -> None:
     """A base model has no perplexity of its own answers, to which a trained one may be held."""
     limits = {"quiz": {"at_least": "base - 50"}, "perplexity": {"at_most": 9}}

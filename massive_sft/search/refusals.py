@@ -13,6 +13,7 @@ def refusals(sweep: Sweep) -> Iterator[Problem]:
     """Yield what of a sweep's searches cannot be done."""
     if sweep.file.search:
         yield from _adapter_groups(sweep)
+        yield from _whole_budget(sweep)
     for index, search in enumerate(sweep.file.search):
         for field, rule in _unbuilt(search):
             yield Problem(sweep.place(f"search[{index}].{field}"), rule)
@@ -24,6 +25,16 @@ def _adapter_groups(sweep: Sweep) -> Iterator[Problem]:
         if resource.lora_at_once > 1:
             rule = "must be 1 beside a search, which gives out its trials one by one; blocks alone can have groups"
             yield Problem(sweep.place(f"resources[{index}].lora_at_once"), rule, resource.lora_at_once)
+
+
+def _whole_budget(sweep: Sweep) -> Iterator[Problem]:
+    """Yield the budget of a file: a run under one decides nothing, so no search of the file would ever begin."""
+    if (hours := sweep.file.budget.gpu_hours) is not None:
+        rule = (
+            "keeps a run from deciding, so it cannot stand beside a search: limit a search by its own "
+            "budget.gpu_hours, and a run by --budget-gpu-hours"
+        )
+        yield Problem(sweep.place("budget.gpu_hours"), rule, hours)
 
 
 def _is_one_number(search: Search) -> bool:

@@ -146,6 +146,7 @@ class Budget(StrictModel):
     """What a sweep may take."""
 
     gpu_hours: AboveZero | None = None
-    """``plan`` and ``run`` take what this pays for: base rows, then a balanced part of models × mixtures."""
+    """``plan`` and ``run`` take what this pays for: base rows, then a balanced part of models × mixtures.
+    Not beside a search, which has its own."""
     price_per_gpu_hour: Annotated[Number, Field(ge=0)] | None = None
     """What ``plan`` counts money with."""
