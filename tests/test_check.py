@@ -121,6 +121,15 @@ BROKEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "top_p must be above 0, and 1 at most",
     ),
     "shots": ({}, {"shots": 9}, r"b_shots has 0 examples to show.*: shots must be 0 at most, got 9"),
+    "several": (
+        {"num_fewshot": [0, 5]},
+        {},
+        r"\[0, 5\], which must be one whole number: several are for shots in the sweep file",
+    ),
+    "word": ({"num_fewshot": "five"}, {"shots": 0}, r"has num_fewshot: 'five', which must be one whole number"),
+    "half": ({"num_fewshot": 2.5}, {}, "has num_fewshot: 2.5, which must be one whole number"),
+    "endless": ({"num_fewshot": float("inf")}, {}, "has num_fewshot: inf, which must be one whole number"),
+    "include": ({"include": 5}, {}, "must be a YAML task file: TypeError"),
     "long": ({"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4096, "do_sample": False}}, {}, "no room"),
     "unsafe": ({"unsafe_code": True}, {}, r"set evaluation\.allow_code_execution"),
 }
@@ -173,8 +182,8 @@ def test_every_broken_benchmark_is_named_with_its_place_at_once(home: Path, task
     sound = {"path": write_task(task_folder, "sound", {})}
     problems = found(home, evaluation=evaluation(*entries, sound))
     for number, (name, (_, _, rule)) in enumerate(BROKEN.items()):
-        place = f"{home / 'sweep.yaml'}: evaluation.tasks[{number}]: "
-        assert any(text.startswith(place) and re.search(rule, text) for text in problems), (name, problems)
+        place = rf"{home / 'sweep.yaml'}: evaluation.tasks\[{number}\](.path)?: "
+        assert any(re.match(place, text) and re.search(rule, text) for text in problems), (name, problems)
     assert len(problems) == len(BROKEN), problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lm_eval.tasks import TaskManager
 
 from massive_sft.evaluation import build, wrapping
 from massive_sft.evaluation import requests as sets
-from massive_sft.suites.declared import facts_by_task, shots_of
+from massive_sft.suites.declared import facts_by_task, own_name, shots_of
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -116,6 +117,27 @@ def test_number_of_a_group_counts_as_lm_eval_has_it(tmp_path: Path, monkeypatch:
     path.write_text(yaml.safe_dump({"group": "outer", **GROUPS[name]}))
     leaves = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["outer"])["tasks"]
     assert asked(schema.Task(path=str(path))) == tuple({leaf.get_config("num_fewshot") for leaf in leaves.values()})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"num_fewshot": "five"},
+        {"num_fewshot": [0, 5]},
+        {"num_fewshot": 2.5},
+        {"num_fewshot": float("inf")},
+        {"num_fewshot": date(2024, 5, 1)},
+        {"include": 5},
+        {"include": {"base": "a.yaml"}},
+    ],
+    ids=str,
+)
+def test_number_that_is_none_and_an_include_that_is_no_file_are_left_to_check(
+    tmp_path: Path, odd: dict[str, Any]
+) -> None:
+    task = schema.Task(path=str(changed(write_tasks(tmp_path)["tiny_mc"], **odd)))
+    assert asked(task) == ((0,) if "include" in odd else (None,))
+    assert own_name(task) == "tiny_mc"
 
 
 def test_negative_number_of_a_task_file_is_refused(tmp_path: Path) -> None:

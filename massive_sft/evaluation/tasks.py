@@ -39,7 +39,7 @@ from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
-from massive_sft.suites.declared import title
+from massive_sft.suites.declared import number_of_shots, title
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
 
@@ -147,6 +147,8 @@ def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
     choices = config.get("doc_to_choice")
     if isinstance(choices, list) and any("{{" in str(choice) for choice in choices):
         yield f'has choices that lm-eval takes as they are, {choices[0]!r}: write "{{{{[first, second]}}}}" for columns'
+    if number_of_shots(shots := config.get("num_fewshot")) is None:
+        yield f"has num_fewshot: {shots!r}, which must be one whole number: several are for shots in the sweep file"
     members = config.get("task")
     for member in members if isinstance(members, list) else []:
         if isinstance(member, Mapping):

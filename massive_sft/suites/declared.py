@@ -59,6 +59,13 @@ def standing_for(name: str, groups: Iterable[str], tasks: Iterable[str]) -> froz
     return frozenset(("group", group) for group in listed) or frozenset(("task", task) for task in tasks)
 
 
+def number_of_shots(named: Any) -> int | None:
+    """Return the number that a task file's ``num_fewshot`` is, 0 where it is empty; None of what is no whole number."""
+    if named is None:
+        return 0
+    return int(named) if isinstance(named, int) or (isinstance(named, float) and named.is_integer()) else None
+
+
 def _file_facts(path: Path) -> TaskFacts:
     try:
         return facts_of(_of_file(path))
@@ -77,7 +84,7 @@ def _of_file(path: Path) -> Iterator[Node]:
     shots = content.get("num_fewshot")
     is_known = isinstance(shots, int) or "class" not in content  # whose code may say so
     output = content.get("output_type") or GENERATES
-    yield Node(name, None, True, int(shots or 0) if is_known else None, output == GENERATES)
+    yield Node(name, None, True, number_of_shots(shots) if is_known else None, output == GENERATES)
 
 
 def _content(path: Path, above: frozenset[Path]) -> dict[str, Any]:
@@ -90,6 +97,6 @@ def _content(path: Path, above: frozenset[Path]) -> dict[str, Any]:
         return {}
     included = read.get("include") or []
     below: dict[str, Any] = {}
-    for name in [included] if isinstance(included, str) else included:
+    for name in included if isinstance(included, list) else [included]:
         below |= _content(Path(os.path.normpath(path.parent / str(name))), above | {path})
     return below | read
