@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -24,6 +23,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.fewshot import set_shots
 from massive_sft.evaluation.gold import gold_text, lacks_right_choice, write_gold
+from massive_sft.evaluation.request_size import size_of
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
@@ -148,6 +148,7 @@ def _build(
         documents = len({request.doc for request in listed})
         leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))
         lists[name] = listed
+    generates = any(isinstance(request, Generation) for listed in lists.values() for request in listed)
     described = RequestSet(
         folder=root,
         label=label(task, shots),
@@ -161,12 +162,13 @@ def _build(
         provenance={
             "lm_eval": metadata.version("lm_eval"),
             "datasets": metadata.version("datasets"),
-            "size": _size([request for listed in lists.values() for request in listed]),
+            "size": size_of([request for listed in lists.values() for request in listed]),
             "data": loaded.commits,
             "given_away": given_away,
             **({"no_right_choice": no_choice} if no_choice else {}),
         },
-        generates=any(isinstance(request, Generation) for listed in lists.values() for request in listed),
+        generates=generates,
+        marked_lead=generates and wrapping.marked,
     )
     built = sets.write_set(root, described, lists)
     for name, texts in golds.items():
@@ -194,35 +196,6 @@ def _given_away(task: Task, shots: int, requests: list[Request]) -> int:
         return 0
     shown = sampler.df[: shots + 1] if isinstance(sampler, FirstNSampler) else sampler.df  # one gives way to the next
     return len({doc_hash(doc) for doc in shown} & {request.doc_hash for request in requests})
-
-
-def _size(requests: list[Request]) -> dict[str, int]:
-    """Return how much a model reads and writes, for estimates; choices of one token share a row with their question."""
-    likelihoods = [item for item in requests if isinstance(item, Likelihood)]
-    rows = {(item.context, item.continuation if len(item.continuation.strip()) > 1 else "") for item in likelihoods}
-    answers = [item for item in requests if isinstance(item, Generation)]
-    rolling = sum(len(item.text.encode()) for item in requests if isinstance(item, Rolling))
-    prompts = [item.context.encode() for item in answers]
-    return {
-        "bytes": rolling + sum(len((context + continuation).encode()) for context, continuation in rows),
-        "tree_bytes": rolling + _tree_bytes([(item.context + item.continuation).encode() for item in likelihoods]),
-        "answers": len(answers),
-        "prompt_bytes": sum(map(len, prompts)),
-        "prompt_tree_bytes": _tree_bytes(prompts),
-        "answer_tokens": sum(item.max_tokens for item in answers),
-        "longest_answer": max((item.max_tokens for item in answers), default=0),
-    }
-
-
-def _tree_bytes(texts: Sequence[bytes]) -> int:
-    """Return the bytes of texts without those that each begins with like the one before it, as in a token tree."""
-    return sum(len(text) - _shared_bytes(before, text) for before, text in itertools.pairwise([b"", *texts]))
-
-
-def _shared_bytes(one: bytes, other: bytes) -> int:
-    """Return how many bytes two texts begin with alike."""
-    sizes = range(1, min(len(one), len(other)) + 1)
-    return bisect_left(sizes, True, key=lambda size: one[:size] != other[:size])
 
 
 def _requests_of(

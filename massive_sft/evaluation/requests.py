@@ -125,6 +125,8 @@ class RequestSet:
         leaves: the leaf tasks, by name.
         provenance: lm-eval's version and the like; not part of identity.
         generates: whether answers are generated; follows from the leaves' requests.
+        marked_lead: whether a special token, which no answer's text holds, stands in what a model writes before its
+            answers; part of identity where it does.
     """
 
     folder: Path
@@ -138,6 +140,7 @@ class RequestSet:
     leaves: tuple[Leaf, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     generates: bool = False
+    marked_lead: bool = False
 
     def identity(self) -> dict[str, Any]:
         """Return the content that names the set: no path, no label, no library version."""
@@ -149,6 +152,7 @@ class RequestSet:
             "sampler_seed": self.sampler_seed,
             "template_kind": self.template_kind,
             "template_text": self.template_text,
+            **({"marked_lead": True} if self.marked_lead else {}),
         }
 
     @property
@@ -233,7 +237,8 @@ def read_set(folder: Path) -> RequestSet:
         leaves = tuple(Leaf(**leaf) for leaf in manifest["leaves"])
         described = {key: manifest[key] for key in _DESCRIBED}
         # Sets of before it was told have ids of their own where they generate.
-        loaded = RequestSet(folder=folder, leaves=leaves, generates=manifest.get("generates", False), **described)
+        described |= {key: manifest.get(key, False) for key in ("generates", "marked_lead")}
+        loaded = RequestSet(folder=folder, leaves=leaves, **described)
         if loaded.id != manifest["id"]:
             raise Corrupt(f"{path}: its content does not match its id")
     except (KeyError, TypeError) as error:

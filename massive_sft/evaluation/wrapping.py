@@ -22,7 +22,8 @@ class Wrapping:
     it is ``None``; ``tokens`` are the special tokens that a chat template may name. ``render`` turns lm-eval's messages
     into the context, ``None`` for ``none``; equal kind, text and tokens render equally.
     ``lead`` is what a chat template writes between its generation prompt and an answer (Qwen3: an empty think block):
-    a model tuned on it writes it first, and it is no part of the answer. ``stops`` are what it writes when the answer
+    a model tuned on it writes it first, and it is no part of the answer; ``marked``: a special token stands in it.
+    ``stops`` are what it writes when the answer
     is finished: what a chat template closes it with, or the header that opens a training template's next prompt, at
     the beginning of a line (a header such as ``#`` may well stand inside an answer).
     """
@@ -31,6 +32,7 @@ class Wrapping:
     text: str | None = None
     tokens: str = ""
     lead: str = ""
+    marked: bool = False
     stops: tuple[str, ...] = ()
     render: Callable[..., str] | None = field(default=None, compare=False)
 
@@ -66,7 +68,8 @@ def chat(tokenizer: Any) -> Wrapping:
         return found.render(messages[:-1], asks=True) + found.lead + messages[-1]["content"]
 
     lead, stops = _around(found)
-    return Wrapping("chat", found.source, canonical_json(dict(found.specials)), lead, stops, render)
+    marked = any(token.special and token.content in lead for token in tokenizer.added_tokens_decoder.values())
+    return Wrapping("chat", found.source, canonical_json(dict(found.specials)), lead, marked, stops, render)
 
 
 def _around(found: Chat) -> tuple[str, tuple[str, ...]]:

@@ -85,6 +85,12 @@ class Endings:
             known[token] = not text or _HALF_A_CHARACTER in text or any(end in text for end in last)
         return known[token]
 
+    def plain(self, text: str) -> str:
+        """Return a text without what the tokenizer's special tokens stand for in it."""
+        for token in self.special.values():
+            text = text.replace(token, "")
+        return text
+
     def _text(self, token: int) -> str:
         """Return what a token may add to a text, at its beginning or later: some decoders leave a first space out."""
         if token not in self._texts:
@@ -131,9 +137,11 @@ class Writing:
         """Return the answer as far as it is made."""
         made, prompt, decode = self.made, self.prompt, self._endings.tokenizer.decode
         plain = decode([token for token in made if token not in self._endings.ends], skip_special_tokens=True)
-        text = cut(_after(prompt.lead, plain), prompt.until)
+        whole, lead = decode(made), prompt.lead
+        leads = whole.startswith(lead) or lead.startswith(whole)
+        text = cut(_after(self._endings.plain(lead) if leads else lead, plain), prompt.until)
         # A stop may be a special token, or hold one: a chat template may close its answers with a space and </s>.
-        earlier = cut(_after(prompt.lead, decode(made)), prompt.until)
+        earlier = cut(_after(lead, whole), prompt.until)
         for token in self._endings.special.keys() & made:
             earlier = earlier.replace(self._endings.special[token], "")
         return GeneratedText(earlier if text.startswith(earlier) else text, len(made), self.finish or "length")

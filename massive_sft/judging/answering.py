@@ -99,6 +99,7 @@ def first_turns(
             }
         },
         generates=True,
+        marked_lead=conversation.wrapping.marked,
     )
     return sets.write_set(root, described, {leaf.name: asked})
 
