@@ -27,7 +27,7 @@ from massive_sft.evaluation.request_size import size_of
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable
-from massive_sft.evaluation.task_identity import config_hash
+from massive_sft.evaluation.task_identity import config_hash, group_content
 from massive_sft.evaluation.tasks import LoadedTasks, load, seeded
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.planning.lock import DataCommits
@@ -169,6 +169,7 @@ def _build(
         },
         generates=generates,
         marked_lead=generates and wrapping.marked,
+        groups={name: group_content(group) for name, group in loaded.groups.items() if group.has_aggregation},
     )
     built = sets.write_set(root, described, lists)
     for name, texts in golds.items():

@@ -19,7 +19,8 @@ from massive_sft.sweep import schema, semantics
 
 
 def protocol_id(protocol: schema.Protocol, requests: RequestSet, ends: Collection[int] = ()) -> str:
-    """Return the id of how scores are made: the requests with their tasks, and the engine, dtype and adapters.
+    """Return the id of how scores are made: the requests with their tasks and groups, and the engine, dtype and
+    adapters.
 
     The few-shot sampler, its seed and the template enter through the requests. Engines that agree within 1e-5 are
     different protocols all the same. The lm-eval version is provenance: what it changes shows in the requests and in

@@ -126,7 +126,8 @@ class RequestSet:
         provenance: lm-eval's version and the like; not part of identity.
         generates: whether answers are generated; follows from the leaves' requests.
         marked_lead: whether a special token, which no answer's text holds, stands in what a model writes before its
-            answers; part of identity where it does.
+            answers.
+        groups: by name, what each group that combines scores is of: ``task_identity.group_content``.
     """
 
     folder: Path
@@ -141,9 +142,13 @@ class RequestSet:
     provenance: dict[str, Any] = field(default_factory=dict)
     generates: bool = False
     marked_lead: bool = False
+    groups: dict[str, Any] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
-        """Return the content that names the set: no path, no label, no library version."""
+        """Return the content that names the set: no path, no label, no library version.
+
+        ``marked_lead`` and ``groups`` are there only where there is anything of the kind.
+        """
         return {
             "leaves": [asdict(leaf) for leaf in self.leaves],
             "shots": self.shots,
@@ -152,7 +157,7 @@ class RequestSet:
             "sampler_seed": self.sampler_seed,
             "template_kind": self.template_kind,
             "template_text": self.template_text,
-            **({"marked_lead": True} if self.marked_lead else {}),
+            **{name: value for name in _WHERE_ANY if (value := getattr(self, name))},
         }
 
     @property
@@ -224,6 +229,7 @@ def _is_sound(folder: Path) -> bool:
     return True
 
 
+_WHERE_ANY = ("marked_lead", "groups")
 _DESCRIBED = ["label", "shots", "limit", "sampler", "sampler_seed", "template_kind", "template_text", "provenance"]
 
 
@@ -237,7 +243,7 @@ def read_set(folder: Path) -> RequestSet:
         leaves = tuple(Leaf(**leaf) for leaf in manifest["leaves"])
         described = {key: manifest[key] for key in _DESCRIBED}
         # Sets of before it was told have ids of their own where they generate.
-        described |= {key: manifest.get(key, False) for key in ("generates", "marked_lead")}
+        described |= {key: manifest[key] for key in ("generates", *_WHERE_ANY) if key in manifest}
         loaded = RequestSet(folder=folder, leaves=leaves, **described)
         if loaded.id != manifest["id"]:
             raise Corrupt(f"{path}: its content does not match its id")

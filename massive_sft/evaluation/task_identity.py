@@ -1,4 +1,4 @@
-"""What an lm-eval task is, as a hash: its configuration and the code that it names."""
+"""What an lm-eval task is, as a hash: its configuration and the code that it names; and what a group is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 
 from massive_sft.core.fingerprint import fingerprint, hash_file
@@ -25,6 +26,12 @@ def config_hash(task: Task) -> str:
     if os.path.isabs(str(fields.get("dataset_path", ""))):
         del fields["dataset_path"]
     return fingerprint({"class": type(task).__qualname__, "config": _plain(fields)})
+
+
+def group_content(group: Group) -> dict[str, Any]:
+    """Return what a group's scores are of: its tasks' names, and the metrics that it combines and how, as JSON."""
+    members = sorted(str(task.task_name) for task in group.get_all_tasks())
+    return {"tasks": members, "metrics": _plain(group.aggregate_metric_list or [])}
 
 
 def _plain(value: Any) -> Any:
