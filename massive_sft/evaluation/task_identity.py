@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.group import Group
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 
 from massive_sft.core.fingerprint import fingerprint, hash_file
 
@@ -21,11 +21,19 @@ _NO_IDENTITY = {"task_alias", "tag", "num_fewshot", "data_files", "data_dir", "c
 
 
 def config_hash(task: Task) -> str:
-    """Return the hash of a task's configuration: paths left out, functions as the hash of the file they are in."""
+    """Return the hash of a task's configuration: paths left out, functions as the hash of the file they are in.
+
+    So it is with a class of the task's own, and with those that it is made from; one of lm-eval's is a name.
+    """
     fields = {key: value for key, value in vars(task.config).items() if value is not None}
     if os.path.isabs(str(fields.get("dataset_path", ""))):
         del fields["dataset_path"]
-    return fingerprint({"class": type(task).__qualname__, "config": _plain(fields)})
+    own = [_function(kind) for kind in type(task).__mro__ if not _of_lm_eval(kind)]
+    return fingerprint({"class": own or type(task).__qualname__, "config": _plain(fields)})
+
+
+def _of_lm_eval(kind: type) -> bool:
+    return kind in ConfigurableTask.__mro__ or kind.__module__.startswith("lm_eval.api.")
 
 
 def group_content(group: Group) -> dict[str, Any]:
