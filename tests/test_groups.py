@@ -44,12 +44,17 @@ def set_of(path: Path) -> sets.RequestSet:
     return benchmark.requests
 
 
-def scores(path: Path) -> dict[str, float]:
-    """Return the accuracies of a benchmark's groups, by one model on one storage root."""
+def evaluated(path: Path) -> dict[str, Any]:
+    """Return a benchmark's table of one model on one storage root."""
     place, cache = Folder(path.parent / "cell"), ScoreCache(Folder(path.parent / "cache"))
     make = lambda: PlainScorer(world.llama(), world.tokenizer())  # noqa: E731
     (table,) = evaluate(prepare(path), schema.Protocol(), "w", make, place, cache).scores.values()
-    return {name: entries["acc,none"]["value"] for name, entries in table["groups"].items()}
+    return table
+
+
+def scores(path: Path) -> dict[str, float]:
+    """Return the accuracies of a benchmark's groups."""
+    return {name: entries["acc,none"]["value"] for name, entries in evaluated(path)["groups"].items()}
 
 
 def test_group_whose_weights_or_name_changed_is_scored_and_not_taken_from_the_cache(tmp_path: Path) -> None:
@@ -75,3 +80,21 @@ def test_request_set_is_named_by_its_groups_where_they_combine_anything(tmp_path
     assert sets.read_set(kinds[0].folder).identity() == kinds[0].identity()
     assert "groups" not in kinds[-1].identity(), "of a group that combines nothing its tasks are all there is"
     assert set_of(regroup(path, "other_list")).id == kinds[-1].id
+
+
+def test_group_has_no_value_where_one_of_its_tasks_has_none(tmp_path: Path) -> None:
+    path = write_group(tmp_path, weight_by_size=False)
+    code = "import math\ndef share(values):\n    return math.nan if len(values) == 5 else sum(values) / len(values)\n"
+    (tmp_path / "own.py").write_text(code)
+    for name in ("part_a", "part_b"):
+        part = tmp_path / f"{name}.yaml"
+        config = yaml.safe_load(part.read_text())
+        del config["metric_list"]
+        metric = "metric_list: [{metric: acc, aggregation: !function own.share, higher_is_better: true}]\n"
+        part.write_text(yaml.safe_dump(config) + metric)
+    table = evaluated(path)
+    assert table["tasks"]["part_a"]["acc,none"]["value"] is not None
+    assert table["tasks"]["part_b"]["acc,none"]["value"] is None
+    entry = table["groups"]["both"]["acc,none"]
+    assert [entry[key] for key in ("value", "stderr", "interval", "method")] == [None] * 4
+    assert entry["n"] == 17

@@ -189,34 +189,30 @@ def _number(value: Any) -> float | None:
 
 
 def _for_group(entries: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return one task's scores in the form that lm-eval's groups read."""
+    """Return one task's scores in the form that lm-eval's groups read; NaN is a value that cannot be had."""
     flat: dict[str, Any] = {"sample_len": max((entry["n"] for entry in entries.values()), default=0)}
     for key, entry in entries.items():
         metric, filter_name = key.rsplit(",", 1)
-        if entry["value"] is not None:
-            flat[key] = entry["value"]
-            flat[f"{metric}_stderr,{filter_name}"] = "N/A" if entry["stderr"] is None else entry["stderr"]
+        flat[key] = math.nan if entry["value"] is None else entry["value"]
+        flat[f"{metric}_stderr,{filter_name}"] = "N/A" if entry["stderr"] is None else entry["stderr"]
     return flat
 
 
 def _group_entries(group: Group, for_groups: dict[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
-    """Return a group's scores, weighted as lm-eval weights them; none for a group that declares no aggregation."""
+    """Return a group's scores, weighted as lm-eval weights them; none for a group that declares no aggregation.
+
+    There is no value where one of its tasks has none.
+    """
     combined: Any = group.aggregate(for_groups)
     entries = {}
     for key, n in combined.get("sample_count", {}).items():
         metric, filter_name = key.rsplit(",", 1)
         stderr = _number(combined.get(f"{metric}_stderr,{filter_name}"))
-        value = float(combined[key])
         directions = {
             tasks[t.task_name][key]["higher_is_better"] for t in group.get_all_tasks() if key in tasks[t.task_name]
         }
-        entries[key] = {
-            "value": value,
-            "stderr": stderr,
-            "interval": None if stderr is None else [value - intervals.Z * stderr, value + intervals.Z * stderr],
-            "method": None if stderr is None else "normal",
-            "n": int(n),
-            "higher_is_better": directions.pop() if len(directions) == 1 else None,
+        entries[key] = _entry_of_group(_number(combined[key]), stderr, int(n)) | {
+            "higher_is_better": directions.pop() if len(directions) == 1 else None
         }
     return entries | _opencompass_entry(group, tasks) if entries else entries
 
@@ -229,10 +225,15 @@ def _opencompass_entry(group: Group, tasks: dict[str, Any]) -> dict[str, Any]:
         return {}
     n = sum(part["n"] for part in parts)
     value = sum(part["n"] * part["value"] for part in parts) / n
-    if any(part["stderr"] is None for part in parts):  # a task of one question
-        entry = {"value": value, "stderr": None, "interval": None, "method": None, "n": n}
-        return {key: entry | {"higher_is_better": True}}
-    stderr = math.sqrt(sum((part["n"] * part["stderr"]) ** 2 for part in parts)) / n
+    stderr = None
+    if all(part["stderr"] is not None for part in parts):  # else a task of one question
+        stderr = math.sqrt(sum((part["n"] * part["stderr"]) ** 2 for part in parts)) / n
+    return {key: _entry_of_group(value, stderr, n) | {"higher_is_better": True}}
+
+
+def _entry_of_group(value: float | None, stderr: float | None, n: int) -> dict[str, Any]:
+    """Return an entry but for its direction; without an interval where value or standard error cannot be had."""
+    if value is None or stderr is None:
+        return {"value": value, "stderr": None, "interval": None, "method": None, "n": n}
     interval = [value - intervals.Z * stderr, value + intervals.Z * stderr]
-    entry = {"value": value, "stderr": stderr, "interval": interval, "method": "normal", "n": n}
-    return {key: entry | {"higher_is_better": True}}
+    return {"value": value, "stderr": stderr, "interval": interval, "method": "normal", "n": n}
