@@ -412,6 +412,20 @@ def test_question_of_which_no_choice_is_right_is_a_warning(home: Path, tmp_path:
     assert told in text
 
 
+def test_question_without_a_label_costs_its_benchmark_alone(home: Path, tmp_path: Path) -> None:
+    """lm-eval cannot score it, wherever it stands among others."""
+    rows = [{"q": "x", "c": ["a", "b"], "r": right} for right in (0, 1, None)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{c}}", "doc_to_target": "r"}
+    metrics = {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    asked = [
+        {"path": write_task(tmp_path, name, own | metrics)}
+        for name, own in (("own", choice), ("fine", choice | {"doc_to_target": 0}))
+    ]
+    (problem,) = found(home, evaluation=evaluation(*asked))
+    assert "evaluation.tasks[0]: own cannot be scored: document 2: " in problem
+
+
 def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> None:
     full = {"method": "full", "lr": 1e-3, "precision": "fp32", "batch": 8}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}

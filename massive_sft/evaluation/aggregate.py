@@ -16,6 +16,7 @@ from lm_eval.api.task import Task
 from massive_sft.evaluation import intervals, metrics
 from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.code_eval import executes_code
+from massive_sft.evaluation.gold import question_of
 from massive_sft.evaluation.intervals import Interval
 from massive_sft.evaluation.opencompass import METRIC as OPENCOMPASS
 from massive_sft.evaluation.requests import Generation, read_requests
@@ -118,24 +119,27 @@ def metrics_without_mean(benchmark: BenchmarkRequests, sandbox: Choice | None = 
 
 
 def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None:
-    """Score a made-up answer to each leaf task's first document: what cannot be scored shows before a model answers.
+    """Score made-up answers to some of each leaf task's documents: what cannot be scored shows before a model answers.
+
+    They are the first, and all of which no choice is right.
 
     Raises:
         TaskUnavailable: as ``aggregate``.
         Corrupt, FileNotFoundError: the requests are missing or damaged.
     """
     loaded = load(benchmark.task, sandbox, benchmark.commits)
+    odd = frozenset(benchmark.requests.provenance.get("no_right_choice", ()))
     for leaf in benchmark.requests.leaves:
         asked = read_requests(benchmark.requests, leaf)
-        first = [request for request in asked if request.doc == asked[0].doc]
+        tried = [one for one in asked if one.doc == asked[0].doc or question_of(leaf.name, one.doc) in odd]
         answers: list[Response] = [
             GenerationResponse(request.index, "a", 1, "stop")
             if isinstance(request, Generation)
             else LikelihoodResponse(request.index, -1.0, False, 1)
-            for request in first
+            for request in tried
         ]
         with seeded(), as_task_unavailable(f"{leaf.name} cannot be scored"):
-            values = leaf_values(loaded.tasks[leaf.name], leaf, first, answers, benchmark.requests.limit)
+            values = leaf_values(loaded.tasks[leaf.name], leaf, tried, answers, benchmark.requests.limit)
         for (metric, _), by_doc in values.items():
             combine = loaded.tasks[leaf.name].aggregation().get(metric, lm_metrics.mean)
             if not metrics.is_own(combine):  # which may ask for more than one document

@@ -22,7 +22,7 @@ from lm_eval.api.task import Task
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.evaluation import requests as sets
 from massive_sft.evaluation.fewshot import set_shots
-from massive_sft.evaluation.gold import gold_text, lacks_right_choice, write_gold
+from massive_sft.evaluation.gold import gold_text, lacks_right_choice, question_of, write_gold
 from massive_sft.evaluation.request_size import size_of
 from massive_sft.evaluation.requests import Generation, Leaf, Likelihood, Request, RequestSet, Rolling
 from massive_sft.evaluation.sampling import Sampling, seed_of
@@ -142,8 +142,8 @@ def _build(
             listed = _requests_of(loaded, name, own[name], task.limit, fewshot, wrapping)
             config, version = config_hash(loaded.tasks[name]), str(loaded.tasks[name].VERSION)
             given_away += _given_away(loaded.tasks[name], own[name], listed)
-        golds[name] = _golds(loaded.tasks[name])
-        no_choice += [f"{name} question {number}" for number in _without_right_choice(loaded.tasks[name])]
+            golds[name] = _golds(loaded.tasks[name])
+            no_choice += [question_of(name, number) for number in _without_right_choice(loaded.tasks[name])]
         lines = [sets.to_line(request) for request in listed]
         documents = len({request.doc for request in listed})
         leaves.append(Leaf(name, version, config, len(listed), documents, sets.checksum(lines)))

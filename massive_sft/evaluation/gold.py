@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def gold_text(task: Any, doc: Any) -> str | None:
 def lacks_right_choice(task: Any, doc: Any) -> bool:
     """Return whether none of a document's choices is right, so that lm-eval counts every answer as wrong.
 
-    So it is with an index that counts choices from 1, at the last, and with a field that is empty. Of a task with a
-    function of its own for scores nothing is known.
+    So it is with an index that counts choices from 1, at the last, and with a field that is empty; one that is null
+    lm-eval cannot score. Of a task with a function of its own for scores nothing is known.
     """
     if task.OUTPUT_TYPE != "multiple_choice" or callable(task.config.process_results):
         return False
@@ -52,8 +53,13 @@ def lacks_right_choice(task: Any, doc: Any) -> bool:
     return not any(_is_choice(item, choices) for item in _listed(right))
 
 
+def question_of(leaf: str, number: int) -> str:
+    """Return what a leaf task's question is called, for people."""
+    return f"{leaf} question {number}"
+
+
 def _is_choice(item: Any, choices: Sequence[str]) -> bool:
-    return item in choices if isinstance(item, str) else 0 <= item < len(choices)
+    return item in choices if isinstance(item, str) else isinstance(item, Integral) and 0 <= int(item) < len(choices)
 
 
 def _listed(value: Any) -> list[Any]:
