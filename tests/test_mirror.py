@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import gzip
 import hashlib
 import http.client
@@ -30,6 +31,7 @@ from mlflow.entities import ViewType
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from processes import free_port, is_healthy
 
+from massive_sft.core import files
 from massive_sft.core.errors import InvalidInput
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.ledger.lease import Lease
@@ -668,6 +670,32 @@ def test_cell_that_cannot_be_read_holds_up_no_other_and_is_named_at_the_end(ledg
     mirror(ledger, names)
     assert len(runs_of(uri_of(ledger))[1]) == 3
     assert not spool.exists()
+
+
+@pytest.mark.parametrize("unreadable", ["what it is", "its responses", "its record"])
+def test_file_of_the_ledger_that_cannot_be_read_is_no_lost_tracker(ledger, unreadable, monkeypatch, caplog):
+    names = {write(ledger, number): coordinates(2) for number in (1, 2, 3)}
+    home, read = ledger.cell_dir(cell_id(1)), files.read_bytes
+    if unreadable == "what it is":
+        (home / "cell.json").unlink()
+    elif unreadable == "its responses":
+        (home / "responses/aaaaaaaaaaaa/mmlu/00000.jsonl.gz").mkdir(parents=True)
+    else:
+        ledger.entries()  # the index knows it, so the sweep goes on
+
+        def refuse(path):
+            if f"/{cell_id(1)}.record" in str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return read(path)
+
+        monkeypatch.setattr(files, "read_bytes", refuse)
+    left = mirror_all(ledger, SWEEP, names, "")
+    assert left.items == (cell_id(1),)
+    assert "cannot be read" in left.reason
+    assert "the tracker is lost" not in caplog.text
+    parent, children = runs_of(uri_of(ledger))
+    assert parent.info.status == "FINISHED"
+    assert {cell for cell, run in children.items() if "massive_sft.record" in run.data.tags} == {cell_id(2), cell_id(3)}
 
 
 def test_spool_names_what_left_the_sweep_since_and_a_damaged_one_is_written_anew(ledger, caplog):

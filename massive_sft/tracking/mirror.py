@@ -27,11 +27,11 @@ from massive_sft.tracking.client import TRACKER_ERRORS, is_outage
 from massive_sft.tracking.connection_check import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.shown import Shown
-from massive_sft.tracking.source import AsAsked, AsRecorded, CellSource, Unreadable
+from massive_sft.tracking.source import AsAsked, AsRecorded, CellSource, Unreadable, readable
 from massive_sft.tracking.spool import Item, read_spool, write_spool
 from massive_sft.tracking.store import is_locked, open_store
 from massive_sft.tracking.sweep_run import Origin
-from massive_sft.tracking.tracker import Tracker, WriteArtifacts, shorten
+from massive_sft.tracking.tracker import Tracker, shorten
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Mirror:
                     if not self._queue_missed():
                         return
             except Exception as error:  # noqa: BLE001 - whatever the tracker does, it must not end the sweep
-                if item is not None and not isinstance(error, _Busy) and not is_outage(error):
+                if item is not None and _is_at_fault(error):
                     self._refuse(item, error)
                     continue
                 self._suspend(error, item)
@@ -261,15 +261,17 @@ class Mirror:
 
     def _write(self, tracker: Tracker, item: Item) -> None:
         if isinstance(item, Path):
-            if item.is_file():
-                tracker.attach(_readable(lambda folder: copy_artifact(item, folder)))
+            with readable(str(item)):
+                is_there = item.is_file()
+            if is_there:
+                tracker.attach(lambda folder: copy_artifact(item, folder))
             else:
                 log.warning("%s is gone and cannot be mirrored", item)
         else:
             known = self._shown.cells.get(item)
             if known is None or known.version != self._source.version(item):
                 record, run, curve = self._source.read(item)
-                tracker.write(run, curve, _readable(lambda folder: write_cell_artifacts(self._ledger, record, folder)))
+                tracker.write(run, curve, lambda folder: write_cell_artifacts(self._ledger, record, folder))
 
     def _recovered(self) -> None:
         if self._problem:
@@ -338,13 +340,6 @@ def mirror_all(
     return mirror.close(say=say)
 
 
-def _readable(attach: WriteArtifacts) -> WriteArtifacts:
-    """Tell an own file that cannot be read from a tracker that cannot be reached; both are OSErrors."""
-
-    def checked(folder: Path) -> None:
-        try:
-            attach(folder)
-        except (OSError, ValueError) as error:
-            raise Unreadable(f"its files cannot be read: {error}") from error
-
-    return checked
+def _is_at_fault(error: Exception) -> bool:
+    """Whether the item in hand cannot be mirrored, while the tracker answers and nobody else has its turn."""
+    return isinstance(error, Unreadable) or not (isinstance(error, _Busy) or is_outage(error))

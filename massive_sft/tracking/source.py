@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
-from massive_sft.core.errors import MassiveSFTError
+from massive_sft.core.errors import Corrupt, MassiveSFTError, Unsupported
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.ledger.index import Entry
 from massive_sft.ledger.record import Record
@@ -21,6 +22,18 @@ from massive_sft.tracking.shown import Shown
 
 class Unreadable(MassiveSFTError):
     """What the ledger holds of an item cannot be read."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Tell an own file that cannot be read from a tracker that cannot be reached: both are OSErrors.
+
+    Raises ``Unreadable``, with what is read in the block.
+    """
+    try:
+        yield
+    except (OSError, ValueError, Corrupt, Unsupported) as error:
+        raise Unreadable(f"{what} cannot be read: {error}") from error
 
 
 class AsAsked(Protocol):
@@ -64,6 +77,8 @@ class AsRecorded:
 class CellSource:
     """The records of a sweep's cells, as the sweep asks for them. For one thread.
 
+    A cell of which something cannot be read raises ``Unreadable`` by itself, and hides no other.
+
     Args:
         ledger: read only.
         cells: the names of the sweep's cells by id.
@@ -79,12 +94,17 @@ class CellSource:
 
     def began(self) -> int:
         """Return when the sweep's first cell was begun, in milliseconds since 1970; now when there is none."""
-        records = (self.newest(cell) for cell in tuple(self._cells))
-        return min((span(record)[0] for record in records if record), default=round(time.time() * 1000))
+        began = []
+        for cell in tuple(self._cells):
+            with suppress(Unreadable):  # which is said where the cell is to be written
+                record = self.newest(cell)
+                began += [] if record is None else [span(record)[0]]
+        return min(began, default=round(time.time() * 1000))
 
     def newest(self, cell: str) -> Record | None:
         """Return a cell's record as ``planning.outcome.newest_as_asked``; None where there is none."""
-        return newest_as_asked(cell, self._ledger, self._as_asked)
+        with readable(f"the record of {cell}"):
+            return newest_as_asked(cell, self._ledger, self._as_asked)
 
     def version(self, cell: str) -> tuple[str, str] | None:
         """Return what tells what a cell's run should show from another state of it; None where it has no record."""
@@ -93,8 +113,8 @@ class CellSource:
         return None if record is None else version(record, base, self._templates)
 
     def read(self, cell: str) -> tuple[Record, CellRun, RunCurve | None]:
-        """Return a cell's record, what to show of it, and its loss curve. Raises ``Unreadable``."""
-        try:
+        """Return a cell's record, what to show of it, and its loss curve."""
+        with readable(cell):
             record = self.newest(cell)
             if record is None:
                 raise Unreadable(f"{cell} has no record")
@@ -104,14 +124,13 @@ class CellSource:
             run = describe_record(record, content, names, place, base, self._templates)
             run = replace(run, tags={**run.tags, **self._as_asked.tags(cell)})
             return record, run, loss_curve(self._ledger, record)
-        except OSError as error:
-            raise Unreadable(f"{cell} cannot be read: {error}") from error
 
     def missed(self, shown: Shown, but: Collection[str]) -> list[str]:
         """Return the cells whose newest record the tracker does not show, without those of ``but``.
 
         A record is opened only where neither it, nor its base model's, nor what is asked of them is known to be as
-        when it was last compared; what that finds is noted down in ``shown``.
+        when it was last compared; what that finds is noted down in ``shown``. One that cannot be read is among them:
+        whoever writes it learns why.
         """
         cells = tuple(self._cells)
         entries = self._ledger.entries(cells)
@@ -121,9 +140,14 @@ class CellSource:
             known, stamp = shown.cells.get(cell), self._stamp(cell, entries)
             if known is not None and known.stamp == stamp:
                 continue
-            record, model = self.newest(cell), self._cells[cell].model
-            if model not in bases:
-                bases[model] = self._base_of(model)
+            model = self._cells[cell].model
+            try:
+                record = self.newest(cell)
+                if model not in bases:
+                    bases[model] = self._base_of(model)
+            except Unreadable:
+                missed.append(cell)
+                continue
             if record is None:
                 continue
             if known is None or known.version != version(record, bases[model], self._templates):

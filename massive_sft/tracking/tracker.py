@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -30,6 +30,7 @@ from massive_sft.tracking.run_fields import (
     stale_metrics,
 )
 from massive_sft.tracking.shown import Shown, ShownCell
+from massive_sft.tracking.source import readable
 from massive_sft.tracking.sweep_run import (
     NESTED,
     PARENT,
@@ -79,7 +80,7 @@ def runs_page(uri: str, sweep: str) -> str:
 class Tracker:
     """A sweep's runs: one of its own, and one for each cell beside it, whose tag ``PARENT`` names the former.
 
-    Every method raises ``TRACKER_ERRORS``.
+    Every method raises ``TRACKER_ERRORS``, and ``Unreadable`` where the files to upload cannot be written.
 
     Attributes:
         shown: what each cell's run shows; empty until ``recall`` or ``refresh``.
@@ -281,11 +282,13 @@ class Tracker:
 
     @contextmanager
     def _written(self, attach: WriteArtifacts) -> Iterator[Path]:
-        """Write the files to upload into a folder that is gone afterwards."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=UPLOAD, dir=self._folder) as folder:
-            attach(Path(folder))
-            yield Path(folder)
+        """Write the files to upload into a folder that is gone afterwards. Raises ``Unreadable``."""
+        with ExitStack() as held:
+            with readable("what is uploaded of it"):
+                self._folder.mkdir(parents=True, exist_ok=True)
+                folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=UPLOAD, dir=self._folder)))
+                attach(folder)
+            yield folder
 
     def _tell(self, name: str, error: Exception) -> None:
         """Warn of a file that is refused: once for all cells."""
