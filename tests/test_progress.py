@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import select
@@ -15,7 +16,9 @@ import sample_records
 from commands import end, start
 from rich.console import Console
 from small_sweep import small_sweep
+from typer.testing import CliRunner
 
+from massive_sft.cli.app import app
 from massive_sft.cli.event_lines import headline_text, run_event_line
 from massive_sft.cli.progress import RunProgress
 from massive_sft.cli.status import status_view
@@ -136,6 +139,28 @@ def test_status_tells_what_is_done_with_a_running_cell(plan: Plan, tmp_path: Pat
     lease.release()
     assert told() == ["RUNNING  trained, not scored yet", "RUNNING  its training starts"]
     assert told(Status.FAILED) == ["FAILED  trained, not scored yet", "FAILED"]
+
+
+def test_status_selects_by_the_status_that_it_shows(tmp_path: Path) -> None:
+    path = small_sweep(tmp_path)
+    plan = make_plan(load_sweep(path))
+    ledger, (first, other) = plan.open_ledger(), plan.runs[0].cells
+    for cell in (first, other):
+        trajectory = plan.runs[0].trajectory.id
+        record = sample_records.record(cell.cell.id, {}, status=Status.FAILED, error="why", trajectory=trajectory)
+        ledger.write_record(record)
+    lease = Lease.acquire(ledger.lease_of(ledger.cell_dir(first.cell.id)), "here")
+    assert lease is not None
+
+    def shown(where: str) -> list[tuple[str, str]]:
+        done = CliRunner().invoke(app, ["status", str(path), "--where", where, "--json"])
+        return [(cell["cell"], cell["status"]) for cell in json.loads(done.stdout)]
+
+    with lease:
+        assert shown("status=RUNNING") == [(first.cell.id, "RUNNING")]
+        assert shown("status=FAILED") == [(other.cell.id, "FAILED")]
+        assert len(shown("status!=RUNNING")) == len(plan.cells) - 1
+    assert shown("status=RUNNING") == []
 
 
 @pytest.mark.parametrize("status", [Status.FAILED, Status.DIVERGED])

@@ -34,7 +34,7 @@ def status(file: File, overlay: Overlays = None, where: Where = None, as_json: J
         return
     whole = load_plan(file, overlay)
     ledger = Ledger(whole.storage)
-    selected = with_work_in_hand(select_cells(whole, parse_where(where)), ledger)
+    selected = select_cells(with_work_in_hand(whole, ledger), parse_where(where))
     if as_json:
         print_json(status_json(selected, ledger))
     else:
