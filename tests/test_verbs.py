@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
 import sqlite3
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -353,12 +355,58 @@ def test_chat_template_goes_along_only_where_training_used_it(tmp_path: Path) ->
         assert bool(AutoTokenizer.from_pretrained(tmp_path / name).chat_template) == (name == "chat")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [(".", "empty"), ("link", "empty"), ("empty", "empty"), ("link to nothing", "new"), ("empty/../new", "new")],
+)
+def test_export_fills_the_folder_that_is_meant(
+    sweep: Path, lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    (tmp_path / "empty").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "link to nothing").symlink_to("new")
+    monkeypatch.chdir(tmp_path / "empty" if given == "." else tmp_path)
+    before = os.stat(".").st_ino
+    code, text = call("export", lora, given, "--sweep", sweep)
+    assert code == 0, text
+    files = {path.name for path in (tmp_path / meant).iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= files
+    assert os.stat(".").st_ino == before, "the shell's folder is the one that is seen"
+    assert (tmp_path / meant).stat().st_mode & 0o777 == (0o700 if meant == "empty" else 0o755)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_export_into_a_folder_of_another_file_system(sweep: Path, lora: str, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (tmp_path / "link").symlink_to(elsewhere)
+        assert call("export", lora, tmp_path / "link", "--sweep", sweep)[0] == 0
+        assert "README.md" in os.listdir(elsewhere)
+
+
+def test_export_that_cannot_be_put_into_its_folder_leaves_it_empty(
+    sweep: Path, lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def moves(source: Path, target: Path, move: Callable[..., None] = os.rename) -> None:
+        if target.name == "README.md":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+        move(source, target)
+
+    monkeypatch.setattr(os, "rename", moves)
+    code, text = call("export", lora, tmp_path / "out", "--sweep", sweep)
+    assert (code, "folder: cannot be written (Permission denied)" in text) == (2, True)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_export_refuses_every_wrong_thing_at_once(sweep: Path, tmp_path: Path) -> None:
     plan = plan_of(sweep)
     (tmp_path / "file").write_text("")
     code, text = call("export", cell_of(plan, "full", 1), tmp_path, "--sweep", sweep, "--merge")
     assert code == 2
-    assert "folder: must not exist, or be an empty folder" in text and "--merge: needs an adapter" in text
+    assert "folder: must not exist, or be an empty folder, but has file" in text and "--merge: needs an adapter" in text
+    there = call("export", cell_of(plan, "full", 2), tmp_path / "new" / "..", "--sweep", sweep)
+    assert there[0] == 2 and "folder: must not exist, or be an empty folder, but has file" in there[1]
     assert "is a base model" in call("export", plan.base[0].cell.id, tmp_path / "new", "--sweep", sweep)[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 

@@ -21,7 +21,7 @@ from massive_sft.ledger.record import Status
 from massive_sft.running.outcome import open_snapshot, snapshot_folder
 from massive_sft.sweep.schema import Model
 
-ADAPTER = "adapter_config.json"
+ADAPTER, CARD = "adapter_config.json", "README.md"
 # The ledger's own statements about a snapshot, which are wrong or idle outside of it.
 _OWN = ("manifest.json", "snapshot.json")
 
@@ -61,10 +61,11 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
 
 
 def _write(match: CellMatch, snapshot: Path, hashes: dict[str, str], folder: Path, merge: bool) -> None:
-    model = _model(match)
+    model, target = _model(match), Path(os.path.realpath(folder))
     with report_write_errors("folder", folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+        home = target if target.exists() else target.parent  # within one that is there, which may be a disk of its own
+        home.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=home, prefix=f".{target.name}.", suffix=".partial"))
     try:
         if merge:
             _merge(model, snapshot, partial)
@@ -74,21 +75,42 @@ def _write(match: CellMatch, snapshot: Path, hashes: dict[str, str], folder: Pat
                 _name_base(partial / ADAPTER, model)
         prompt = save_tokenizer(model, match.content["setting"]["template"], partial)
         weights = {path.name: hash_file(path) for path in sorted(partial.glob("*.safetensors"))}
-        (partial / "README.md").write_text(render_card(match, model, merge, weights, prompt, folder.absolute().name))
+        name = Path(os.path.abspath(folder)).name
+        (partial / CARD).write_text(render_card(match, model, merge, weights, prompt, name))
         partial.chmod(0o755)  # temporary folders are private; a model is for all who may see where it lies
         for path in partial.iterdir():
             path.chmod(0o644)
-        os.rename(partial, folder)  # takes the place of an empty folder
+        with report_write_errors("folder", folder):
+            if home == target:
+                _move_up(partial)
+            else:
+                os.rename(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
+def _move_up(partial: Path) -> None:
+    """Move what is in a folder to where it lies, the card last, and remove it; nothing where one cannot be moved."""
+    names = sorted(os.listdir(partial), key=lambda name: name == CARD)
+    try:
+        for name in names:
+            os.rename(partial / name, partial.parent / name)
+    except BaseException:
+        for name in names:
+            if not os.path.lexists(partial / name):
+                os.rename(partial.parent / name, partial / name)
+        raise
+    partial.rmdir()
+
+
 def _require_exportable(match: CellMatch, folder: Path, merge: bool) -> None:
     """Raise as ``export_model`` for what can be told without the snapshot."""
     problems = []
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        problems.append(Problem("folder", "must not exist, or be an empty folder", str(folder)))
+    target = Path(os.path.realpath(folder))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        has = f", but has {min(os.listdir(target))}" if target.is_dir() else ""
+        problems.append(Problem("folder", f"must not exist, or be an empty folder{has}", str(folder)))
     if match.coordinates.method == "none":
         problems.append(Problem("cell", "is a base model: nothing was trained, load it from where it is", match.id))
         raise InvalidInput(problems)
