@@ -513,7 +513,7 @@ def test_deleted_store_is_rebuilt_with_the_same_content(ledger, empty_store, tmp
 
 
 def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_nothing(ledger, empty_store, tmp_path):
-    write_losses(ledger, steps=4, epochs=2)
+    write_losses(ledger, steps=400, epochs=2)  # their curves are more than one call
     names = {write(ledger): coordinates(2)}
     mirror(ledger, names)
     expected = everything(uri_of(ledger))
@@ -538,6 +538,21 @@ def test_mirror_killed_before_any_of_its_calls_leaves_no_duplicate_and_loses_not
             assert uploads and not any(folder.exists() for folder in uploads)
             return
     pytest.fail("it was always killed")
+
+
+def test_curve_of_an_earlier_version_that_may_lack_its_end_is_made_whole(ledger):
+    write_losses(ledger, steps=300, epochs=2)
+    names = {write(ledger): coordinates(2)}
+    mirror(ledger, names)
+    whole = everything(uri_of(ledger))[cell_id(1)]["metrics"]
+    MlflowClient(uri_of(ledger)).delete_tag(child_of(ledger, cell_id(1)).info.run_id, "massive_sft.curve_whole")
+    with contextlib.closing(sqlite3.connect(ledger.root / "mlflow.db")) as database, database:
+        for table in ("metrics", "latest_metrics"):
+            database.execute(f"DELETE FROM {table} WHERE key LIKE 'training/l%' AND step > 200")
+    assert everything(uri_of(ledger))[cell_id(1)]["metrics"] != whole
+    (ledger.sweep_dir(SWEEP) / "mirror-shown.jsonl").unlink()  # as ``massive-sft mirror``
+    mirror(ledger, names)
+    assert everything(uri_of(ledger))[cell_id(1)]["metrics"] == whole
 
 
 def kill_before_call(number: int, names: tuple[str, ...]) -> None:

@@ -47,7 +47,8 @@ log = logging.getLogger(__name__)
 
 # MLflow takes 1,000 entities a call, of which 100 parameters and 100 tags, in one megabyte.
 MAX_METRICS, MAX_NAMES = 800, 100
-CURVE_ID = f"{CURVE}_id"
+CURVE_WHOLE = f"{CURVE}_whole"
+"""Of a cell's run: the curve that it has to the last point. Earlier versions did not say so, and may have lost some."""
 ARTIFACTS = "massive_sft.artifacts"
 """Of a cell's run: which of its files are missing, and why; not there when all are."""
 TOKEN = "massive_sft.reading"
@@ -141,10 +142,10 @@ class Tracker:
             for point in run.points
             if shown.get(point.key) != last[point.key]
         ]
-        new_tags = dict(run.tags)
-        if curve is not None and tags.get(CURVE_ID) != curve.id:
+        new_tags, whole = dict(run.tags), {}
+        if curve is not None and tags.get(CURVE_WHOLE) != curve.id:
             points += [_metric(point) for point in curve.points]
-            new_tags |= {CURVE: curve.note, CURVE_ID: curve.id}
+            whole = {CURVE: curve.note, CURVE_WHOLE: curve.id}  # only once all calls have been answered
         # A parameter cannot change; what can are names, when the sweep file renames a model.
         known = child.data.params
         new_tags |= {
@@ -163,7 +164,7 @@ class Tracker:
         self._client.set_terminated(identity, run.status, child.info.start_time + run.end - run.start)
         self._show(run.main, [tag for tag in SEARCH_TAGS if tag in run.tags])
         # Last: it says that all of the above is there.
-        done = {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
+        done = whole | {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
         self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
         self.shown.wrote(run.cell, ShownCell(identity, run.version, run.end))
 
@@ -186,11 +187,8 @@ class Tracker:
             by_cell[cell] = self._only([by_cell[cell], run] if cell in by_cell else [run])
         token = secrets.token_hex(8)
         self._client.set_tag(run_id(self._parent), TOKEN, token)
-        # One without all of its files is written again.
-        whole = {
-            cell: run for cell, run in by_cell.items() if RECORD in run.data.tags and ARTIFACTS not in run.data.tags
-        }
-        self.shown.reset(run_id(self._parent), token, {cell: _shown(run) for cell, run in whole.items()})
+        whole = {cell: _shown(run) for cell, run in by_cell.items() if _is_whole(run)}
+        self.shown.reset(run_id(self._parent), token, whole)
 
     def look_again(self, cell: str) -> None:
         """Remove a cell's second run, if there is one: of a call that was repeated, and then served twice after all."""
@@ -300,6 +298,12 @@ class Tracker:
 def shorten(error: Exception) -> str:
     """Return an error's first line without secrets."""
     return redact(str(error) or type(error).__name__).partition("\n")[0][:300]
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether a cell's run has its numbers, all of its files and its whole curve; else it is written again."""
+    tags = run.data.tags
+    return RECORD in tags and ARTIFACTS not in tags and (CURVE not in tags or CURVE_WHOLE in tags)
 
 
 def _version(run: Run) -> tuple[str, str]:
