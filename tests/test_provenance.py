@@ -29,6 +29,13 @@ CANARY = "cAnArY0123456789abcdef"
         f'"password": "with space {CANARY}"',
         f"Authorization: Bearer {CANARY}",
         f"sent Bearer {CANARY}",
+        f"Authorization: Token {CANARY}",
+        f"headers={{'Authorization': 'ApiKey {CANARY}'}}",
+        f'{{\\"api_key\\": \\"{CANARY}\\"}}',
+        f"{{\\\\'password\\\\': \\\\'with space {CANARY}\\\\'}}",
+        f'password="a \\" quote {CANARY}"',
+        f"https://account.blob.core.windows.net/c?sv=1&sig={CANARY}",
+        f"https://bucket.s3.amazonaws.com/k?X-Amz-Signature={CANARY}",
         f"postgresql://me:{CANARY}@host/db",
         f"postgresql://me:a@{CANARY}@host/db",
         f"https://{CANARY}@host/path",
@@ -54,6 +61,7 @@ def test_redact_secret_is_hidden(text):
         "https://host/path?a=1",
         "monkey=1 keyboard: x author=me",
         "KeyError: 'lr'",
+        "no signature: f(x, y) of signature=3",
         "unexpected token at line 3",
         "sweeps/x.yaml: blocks[2].snapshots: 12 is beyond horizon 10",
     ],
@@ -111,7 +119,7 @@ def test_capture_git_tells_commit_and_change(tmp_path):
     assert len(dirty["dirty_sha256"]) == 64
 
 
-@pytest.mark.parametrize("part", ["a", "a-", "-", "token ", "token=", "a.b_", "http://a", "eyJ", "key: '", 'x"'])
+@pytest.mark.parametrize("part", ["a", "a-", "-", "token ", "token=", "a.b_", "http://a", "eyJ", "key: '", 'x"', 'key: "\\', '\\"', "?sig="])
 @pytest.mark.timeout(20)
 def test_redact_long_text_takes_no_quadratic_time(part):
     redact(part * (300_000 // len(part)))  # a quadratic pattern takes minutes

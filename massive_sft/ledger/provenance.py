@@ -32,12 +32,15 @@ _SECRET_NAME = (
 # Names that end like a secret and are none; hiding them would make tokenizer errors unreadable.
 _HARMLESS_NAME = r"(?:[\w.-]*[._-])?(?:bos|eos|pad|unk|sep|cls|mask|special|next|per|new|max|image)[-_]?token"
 _NAMED = re.compile(
-    rf"(?i)(?<![\w.-])(?!{_HARMLESS_NAME}\b)(-{{0,2}}{_SECRET_NAME})([\"']?\s*[=:]\s*)(?:(?:bearer|basic)\s+)?"
-    r"(\"[^\"]*\"|'[^']*'|[^\s\"'&,;}]+)"
+    rf"(?i)(?<![\w.-])(?!{_HARMLESS_NAME}\b)(-{{0,2}}{_SECRET_NAME})(\\*[\"']?\s*[=:]\s*)"
+    r"(?:(?:bearer|basic|token|apikey|digest|negotiate)\s+)?"
+    # Also as they stand in JSON or a repr within another string: \"value\".
+    r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\\+\"[^\"]*\"|\\+'[^']*'|[^\s\"'&,;}]+)"
 )
 _FLAG = re.compile(rf"(?i)-{{1,2}}(?!{_HARMLESS_NAME}$){_SECRET_NAME}")
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[^/\s]*@")
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[\w.~+/=-]{8,}")
+_SIGNED = re.compile(r"(?i)([?&](?:x-(?:amz|goog)-)?sig(?:nature)?=)[^\s\"'&]+")
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|xox[abprs]-[\w-]{8,}"
     r"|(?:AKIA|ASIA)[A-Z0-9]{12,}|AIza[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"
@@ -48,10 +51,12 @@ def redact(text: str) -> str:
     """Return ``text`` with what looks like a secret replaced by ``***``.
 
     Hidden are the value of ``name=value`` or ``name: value`` whose name is a token, secret, password or key,
-    the ``user:password`` of a URI, authorization headers, and tokens of well-known services by their shape.
+    the ``user:password`` of a URI, authorization headers, the signature of a URI, and tokens of well-known services by
+    their shape.
     """
     text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
     text = _NAMED.sub(rf"\1\2{HIDDEN}", text)
+    text = _SIGNED.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     return _SHAPES.sub(HIDDEN, text)
 
