@@ -317,6 +317,13 @@ def test_record_error_with_secret_is_written_without(ledger):
     assert ledger.read_record(CELL).error == "401 for https://***@hub/x"
 
 
+def test_record_of_any_maker_hides_secrets_in_its_reasons(ledger):
+    made = make_record(status=Status.PARTIAL, missing={"mmlu": "401 for https://me:CANARY@hub/x"})
+    assert made.missing == {"mmlu": "401 for https://***@hub/x"}
+    ledger.write_record(made)
+    assert "CANARY" not in record_path(ledger).read_text()
+
+
 def record_path(ledger: Ledger, cell: str = CELL) -> Path:
     return record_files(ledger.root, cell)[-1]
 

@@ -119,7 +119,9 @@ def test_capture_git_tells_commit_and_change(tmp_path):
     assert len(dirty["dirty_sha256"]) == 64
 
 
-@pytest.mark.parametrize("part", ["a", "a-", "-", "token ", "token=", "a.b_", "http://a", "eyJ", "key: '", 'x"', 'key: "\\', '\\"', "?sig="])
+@pytest.mark.parametrize(
+    "part", ["a", "a-", "-", "token ", "token=", "a.b_", "http://a", "eyJ", "key: '", 'x"', 'key: "\\', '\\"', "?sig="]
+)
 @pytest.mark.timeout(20)
 def test_redact_long_text_takes_no_quadratic_time(part):
     redact(part * (300_000 // len(part)))  # a quadratic pattern takes minutes

@@ -24,6 +24,7 @@ from typing_extensions import TypeAliasType
 
 from massive_sft.core.checksummed_json import seal, unseal
 from massive_sft.core.errors import Corrupt, Unsupported
+from massive_sft.ledger.provenance import redact
 from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
@@ -59,6 +60,7 @@ def _utc(text: str) -> str:
 Scalar = int | FiniteFloat | None
 Nested = TypeAliasType("Nested", "bool | int | FiniteFloat | str | list[Nested] | dict[str, Nested] | None")
 Time = Annotated[str, AfterValidator(_utc)]
+Told = Annotated[str, AfterValidator(redact)]  # what software says of itself may hold what it was given
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -160,8 +162,8 @@ class Record(BaseModel):
         cost: what scoring and measuring took that this record was written after: ``device``, and ``seconds`` by what
             was asked (``Asked.id``, a measure's name), ``load`` and ``other``; ``attention``, the implementation that
             computed the scores.
-        missing: why a benchmark has no score, by its name (PARTIAL).
-        error: why it is FAILED (or DIVERGED, PRUNED).
+        missing: why a benchmark has no score, by its name (PARTIAL); secrets are hidden whoever says it.
+        error: why it is FAILED (or DIVERGED, PRUNED); likewise.
         provenance: see ``provenance.capture_provenance``.
         created, finished: when the work began and ended, ISO 8601, UTC.
         files: SHA-256 by path below the storage root of every file the record rests on.
@@ -180,8 +182,8 @@ class Record(BaseModel):
     counts: dict[str, Nested] = {}
     training: dict[str, Nested] = {}
     cost: dict[str, Nested] = {}
-    missing: dict[str, str] = {}
-    error: str | None = None
+    missing: dict[str, Told] = {}
+    error: Told | None = None
     provenance: dict[str, Nested]
     created: Time
     finished: Time

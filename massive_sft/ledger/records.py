@@ -15,7 +15,6 @@ from massive_sft.core.errors import Corrupt, LeaseLost
 from massive_sft.ledger.index import Entry, Index, make_entry
 from massive_sft.ledger.lease import Claim
 from massive_sft.ledger.paths import cell_key
-from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record, Revision, Status, dump_record, load_record
 from massive_sft.ledger.record_places import Place, RecordPlaces, revision_of
 from massive_sft.ledger.storage import Blob, Storage
@@ -41,7 +40,6 @@ class Records:
 
     def write(self, record: Record, claim: Claim | None = None) -> str:
         """Write a record as its cell's newest and return its key; arguments and errors as ``Ledger.write_record``."""
-        record = record if record.error is None else record.model_copy(update={"error": redact(record.error)})
         data, cell = dump_record(record), record.cell
         newest = max((place.revision for place in self.places.of(cell)), default=Revision())
         own = self._storage.at(f"{cell_key(cell)}/lease")

@@ -48,5 +48,5 @@ def leave_traceback(place: Storage, error: Exception) -> None:
 
 
 def error_text(error: Exception) -> str:
-    """Return an error as a record keeps it."""
-    return f"{type(error).__name__}: {error}" if str(error).strip() else describe_error(error)
+    """Return an error as a record keeps it and a run tells it, secrets hidden."""
+    return redact(f"{type(error).__name__}: {error}" if str(error).strip() else describe_error(error))

@@ -26,6 +26,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
 from massive_sft.core.imports import heavy_imports
 from massive_sft.ledger.folder_cache import is_machine_full
+from massive_sft.ledger.provenance import redact
+from massive_sft.running.failures import error_text
 from massive_sft.running.trial import Order
 from massive_sft.scheduling.cluster_state import Lane
 from massive_sft.scheduling.lane_trainer import LaneTrainer, Place
@@ -110,7 +112,7 @@ def ended(errors: Sequence[Exception | None]) -> Message:
 
 
 def _reason(error: Exception | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"
+    return "" if error is None else error_text(error)
 
 
 @dataclass
@@ -248,7 +250,7 @@ class Lanes:
             try:
                 trainer.fit()
             except Exception as error:  # noqa: BLE001 - a thread's exception would be lost; the pool must know
-                lines = str(error).strip().splitlines()
+                lines = redact(str(error)).strip().splitlines()
                 lane.error = lane.place.given_up or f"{type(error).__name__}: {lines[0] if lines else ''}"
                 reason = getattr(error, "controller_failure", None)
                 if isinstance(reason, WorkerGroupStartupFailedError) and not lane.place.given_up:

@@ -25,6 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.lease import TTL_S
+from massive_sft.ledger.provenance import redact
 from massive_sft.running.events import AnswersWritten, CellRecorded, RunEvent, skipped
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.scheduling.cell_source import CellSource
@@ -338,7 +339,7 @@ def _next(rows: Iterator[Row]) -> Row | None:
     try:
         return next(rows, None)
     except Exception as error:  # Ray Data raises its own errors, Ray's, and those of user code
-        lines = str(error).strip().splitlines()
+        lines = redact(str(error)).strip().splitlines()
         named = _ACTOR.search(str(error))
         text, scorer = f"{type(error).__name__}: {lines[-1] if lines else ''}", named.group(1) if named else ""
         raise GroupLost(text, isinstance(error, WorkerCrashedError), scorer) from error
