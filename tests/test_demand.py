@@ -15,6 +15,7 @@ from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.planning.plan import make_plan
 from massive_sft.scheduling.capacity import unused_gpus
 from massive_sft.scheduling.demand import Demand, NoRoom, make_demand
+from massive_sft.scheduling.expected import Expected
 from massive_sft.scheduling.nodes import Node, Shape
 from massive_sft.sweep.load import load_sweep
 
@@ -164,3 +165,15 @@ def test_gpus_that_no_rule_uses_and_kinds_that_no_rule_names_are_told(world: Pat
     (told,) = unused(world, two, {"gpus": 1})
     assert "names no kind of GPU" in told
     assert "got 'A100, H100'" in told
+
+
+def test_training_is_waited_for_until_each_of_its_cells_is_recorded_however_often_one_is(world: Path) -> None:
+    """A trial that was killed hands over anew what scorers have done by then."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant"}
+    (run,) = make_plan(load_sweep(small_sweep(world, blocks=[block | {"horizon": 3, "snapshots": [1, 2, 3]}]))).runs
+    first, second, third = (cell.cell.id for cell in run.cells)
+    expected = Expected()
+    expected.add(run)
+    assert [expected.recorded(cell) for cell in (first, second, first, second, "of another run")] == [None] * 5
+    assert expected.recorded(third) is run
+    assert expected.recorded(third) is run  # what it lacked before may be there now

@@ -41,6 +41,7 @@ from massive_sft.running.work import FixedWork, WorkSource
 from massive_sft.scheduling.cell_queue import CellQueue, cell_bytes
 from massive_sft.scheduling.claims import Claims, await_room
 from massive_sft.scheduling.demand import Demand, make_demand
+from massive_sft.scheduling.expected import Expected
 from massive_sft.scheduling.experiment import TrialDeaths, TrialsLost, run_experiment
 from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.lane_pool import LanePool
@@ -128,10 +129,9 @@ class _Run:
     threads: dict[str, threading.Thread] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.by_cell = dict[str, RunPlan]()
-        self.left = dict[str, int]()  # cells by trajectory
+        self.expected = Expected()
         for run in (*self.work.known, *(run for _, run in self.ready if run)):
-            self._expect(run)
+            self.expected.add(run)
         self.pool = _started(LanePool, Counter(map(self._shape, self.work.known)), self.work.grows)
         sizes = self.demand.size_bytes
         estimates = {cell: (seconds, sizes[cell]) for cell, seconds in self.demand.scoring_s.items()}
@@ -307,15 +307,10 @@ class _Run:
     def _shape(self, run: RunPlan) -> Shape:
         return self.demand.shape_of(run)
 
-    def _expect(self, run: RunPlan) -> None:
-        for one in (run, *run.grouped_with):
-            self.by_cell.update({cell.cell.id: one for cell in one.cells})
-            self.left[one.trajectory.id] = len(todo(one))
-
     def _assign(self, run: RunPlan, shape: Shape, priority: float, is_unexpected: bool) -> None:
         """Leave in the pool what a trial that is about to begin has to do."""
         if is_unexpected:
-            self._expect(run)
+            self.expected.add(run)
         self.assigned[run.trajectory.id] = run
         data = pickle.dumps((run, shape, priority))
         ray.get(self.pool.assign.remote(run.trajectory.id, data, shape if is_unexpected else None))
@@ -329,11 +324,8 @@ class _Run:
         with self.lock:
             self.heard += 1
             self.listen(event)
-            if isinstance(event, CellRecorded) and event.cell.id in self.by_cell:
-                run = self.by_cell[event.cell.id]
-                self.left[run.trajectory.id] -= 1
-                if self.left[run.trajectory.id] == 0:
-                    self.complete.put(run)
+            if isinstance(event, CellRecorded) and (run := self.expected.recorded(event.cell.id)):
+                self.complete.put(run)
 
     def _retain(self) -> None:
         """Remove the snapshots that are not kept: it may take minutes, in which the others listen on."""
