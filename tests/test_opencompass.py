@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_world import own_datasets_cache, write_rows
 
 from massive_sft.evaluation import build, wrapping
 from massive_sft.evaluation.aggregate import aggregate
-from massive_sft.evaluation.opencompass import PROGRAMS
+from massive_sft.evaluation.opencompass import METRIC, PROGRAMS
 from massive_sft.evaluation.opencompass_letters import first_capital, first_option
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import GenerationResponse, answer_requests
+from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.evaluation.tasks import load
 from massive_sft.ledger.storage import Folder
+from massive_sft.sandbox.run import Choice
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
@@ -138,6 +143,59 @@ def test_own_task_names_its_rule_and_a_group_counts_all_questions_alike(tmp_path
     assert [table["tasks"][name]["opencompass_acc,none"]["value"] for name in ("one", "two")] == [0.5, 0.25]
     group = table["groups"]["sums"]["opencompass_acc,none"]
     assert (group["value"], group["n"]) == (pytest.approx(2 / 6), 6) and group["stderr"] > 0
+
+
+OWN = """\
+task: {0}
+dataset_path: {1}
+dataset_kwargs: {2}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list: [{{metric: exact_match}}]
+metadata: {3}
+"""
+
+
+def own_task(folder: Path, name: str, **metadata: Any) -> schema.Task:
+    """A task file of one's own with one question, which has a test for a program."""
+    write_rows(folder / "own.jsonl", [{"q": "write f", "gold": "x", "test_list": ["assert f() == 1"]}])
+    files = json.dumps({"data_files": {"test": str(folder / "own.jsonl")}})
+    (folder / "own.yaml").write_text(OWN.format(name, "json", files, json.dumps({"version": 1, **metadata})))
+    return schema.Task(path=str(folder / "own.yaml"), shots=(0,))
+
+
+def scores_of(task: schema.Task, folder: Path, text: str, sandbox: Choice | None = None) -> dict[str, float]:
+    """The value of each metric where every answer is one text."""
+    prepared = build.prepare((task,), schema.Fewshot(), wrapping.NONE, folder / "requests", sandbox)
+    assert prepared.missing == {}
+    (benchmark,) = prepared.benchmarks
+
+    def answer(requests: list[Request], _: Path) -> tuple[list[GenerationResponse], dict[str, int]]:
+        return [GenerationResponse(request.index, text, 9, "eos") for request in requests], {}
+
+    answer_requests(benchmark.requests, Folder(folder / "cell"), "w", answer)
+    (entries,) = aggregate(benchmark, Folder(folder / "cell"), "w", sandbox).table["tasks"].values()
+    return {key: entry["value"] for key, entry in entries.items()}
+
+
+def test_own_task_whose_rule_runs_programs_is_refused_until_they_may_run(tmp_path: Path) -> None:
+    task = own_task(tmp_path, "own", opencompass="mbpp")
+    with pytest.raises(TaskUnavailable, match=r"own executes generated code; set evaluation\.allow_code_execution"):
+        load(task)
+    passed = scores_of(task, tmp_path, "def f():\n    return 1", "rlimits")
+    assert passed == {"exact_match,none": 0, f"{METRIC},none": 1}
+
+
+def test_own_task_over_the_data_of_mbpp_is_refused_until_programs_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "google-research-datasets/mbpp/test.jsonl", [{"q": "q", "gold": "x", "test_list": []}])
+    (tmp_path / "own.yaml").write_text(OWN.format("mbpp", "google-research-datasets/mbpp", "{}", "{version: 1}"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TaskUnavailable, match=r"mbpp executes generated code; set evaluation\.allow_code_execution"):
+        load(schema.Task(path=str(tmp_path / "own.yaml")))
 
 
 @pytest.mark.parametrize(

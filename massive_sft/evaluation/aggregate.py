@@ -15,10 +15,10 @@ from lm_eval.api.task import Task
 
 from massive_sft.evaluation import intervals, metrics
 from massive_sft.evaluation.build import BenchmarkRequests
-from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.gold import question_of
 from massive_sft.evaluation.intervals import Interval
 from massive_sft.evaluation.opencompass import METRIC as OPENCOMPASS
+from massive_sft.evaluation.opencompass import runs_programs
 from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.sample_values import SAMPLES, is_number, leaf_values, sample_rows
@@ -149,7 +149,7 @@ def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None
 
 def _walls(tasks: Iterable[Task]) -> dict[str, str]:
     """Return behind which walls generated code ran, where some did."""
-    return {"sandbox": choose("rlimits")} if any(map(executes_code, tasks)) else {}
+    return {"sandbox": choose("rlimits")} if any(map(runs_programs, tasks)) else {}
 
 
 def entry_of(task: Task, key: str, by_doc: Mapping[Any, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
+from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.opencompass_letters import bleu_accuracy, first_capital, first_option
 from massive_sft.sandbox.run import choose, run_all
 
@@ -39,6 +40,11 @@ def opencompass_values(task: Task, docs: Mapping[int, Any], answers: Mapping[int
     if name in RULES:
         return {doc: float(RULES[name](task, docs[doc], answer)) for doc, answer in answers.items()}
     return None
+
+
+def runs_programs(task: Task) -> bool:
+    """Return whether scoring a leaf task runs what a model wrote: by lm-eval, or by a rule for its answers."""
+    return executes_code(task) or _rule_name(task) in PROGRAMS
 
 
 def _rule_name(task: Task) -> str:
@@ -178,4 +184,4 @@ RULES: Mapping[str, Rule] = {
     "first_capital": _letter(first_capital),
 }
 PROGRAMS: Mapping[str, Callable[[Any, str], str]] = {"mbpp": _mbpp, "humaneval": _humaneval}
-"""What is run of an answer; where programs may run at all was decided when the task was loaded."""
+"""What is run of an answer; whether programs may run at all is decided when a task is loaded (``runs_programs``)."""

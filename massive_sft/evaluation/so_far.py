@@ -9,7 +9,7 @@ from typing import Any
 
 from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests
-from massive_sft.evaluation.code_eval import executes_code
+from massive_sft.evaluation.opencompass import runs_programs
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import Response
 from massive_sft.evaluation.sample_values import leaf_values
@@ -79,7 +79,7 @@ class SoFar:
     def _scores(self) -> dict[str, dict[str, Any]]:
         benchmark = self._benchmark
         loaded, asked = load(benchmark.task, self._sandbox, benchmark.commits), benchmark.requests
-        if any(map(executes_code, loaded.tasks.values())):
+        if any(map(runs_programs, loaded.tasks.values())):
             return {}
         if len(asked.leaves) > 1 and aggregate.metrics_without_mean(benchmark, self._sandbox):
             return {}

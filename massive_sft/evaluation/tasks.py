@@ -32,7 +32,8 @@ from massive_sft.core.files import name_beside
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.hub_data import at_commits
 from massive_sft.evaluation import local_files, metrics
-from massive_sft.evaluation.code_eval import executes_code, in_place_of_the_hub_s, require_walls
+from massive_sft.evaluation.code_eval import in_place_of_the_hub_s, require_walls
+from massive_sft.evaluation.opencompass import runs_programs
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean, quieten_libraries
 from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.evaluation.templates import compile_once
@@ -213,7 +214,7 @@ def _load(task: schema.Task, sandbox: Choice | None, commits: DataCommits) -> Lo
     for leaf, built in leaves.items():
         if getattr(built, "MULTIMODAL", False):
             raise TaskUnavailable(f"{leaf} needs images or sound")
-        if executes_code(built):
+        if runs_programs(built):
             require_walls(leaf, sandbox)
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")

@@ -93,8 +93,9 @@ class Evaluation(StrictModel):
     base model is known to within so many points (half of a 99 % interval at each of five looks). Such scores are
     marked. Left out: all questions are asked. The base model is always asked all."""
     allow_code_execution: Flag = False
-    """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file). It runs on the machine
-    that scores, behind the walls that ``sandbox`` asks for."""
+    """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file, ``code_eval``,
+    OpenCompass's rules ``mbpp`` and ``humaneval``). It runs on the machine that scores, behind the walls that
+    ``sandbox`` asks for."""
     sandbox: Literal["strongest", "rlimits"] = "strongest"
     """What walls such code in. ``strongest``: bubblewrap, or namespaces of the kernel; refused where a machine has
     neither. ``rlimits``: where it has neither, limits on time, memory and files are enough."""
