@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from evaluation_world import own_datasets_cache, write_rows
@@ -92,3 +95,42 @@ def test_machine_without_walls_refuses_such_a_benchmark(hub: None, monkeypatch: 
         load(schema.Task(name="humaneval"), "strongest")
     with pytest.raises(TaskUnavailable, match=r"set evaluation\.allow_code_execution"):
         load(schema.Task(name="humaneval"), None)
+
+
+PASSES = """import evaluate
+
+compute = evaluate.load("code_eval").compute
+
+
+def passes(items, **_):
+    return compute(references=[items[0]], predictions=[[items[1]]], k=[1])[0]["pass@1"]
+
+
+def passing(doc, results):
+    return {"passes": passes([doc["test"], results[0]])}
+"""
+MEMBER: dict[str, Any] = {"dataset_path": "json", "test_split": "test", "output_type": "generate_until"}
+MEMBER |= {"doc_to_text": "{{q}}", "doc_to_target": "{{test}}"}
+HOLDERS = {
+    "metric": {"metric_list": [{"metric": "code_eval", "aggregation": "mean", "higher_is_better": True}]},
+    "function": {"metric_list": [{"metric": "!function rules.passes", "aggregation": "mean"}]},
+    "process_results": {
+        "process_results": "!function rules.passing",
+        "metric_list": [{"metric": "passes", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+def test_task_that_holds_code_eval_needs_no_word_of_its_own_to_be_refused(holder: str, tmp_path: Path) -> None:
+    """In a group, and once its module is loaded, too."""
+    write_rows(tmp_path / "own.jsonl", [{"q": "write f", "test": "assert f() == 1"}])
+    (tmp_path / "rules.py").write_text(PASSES)
+    files = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "own.jsonl")}}}
+    text = json.dumps(MEMBER | files | HOLDERS[holder] | {"task": "own"}, indent=1)
+    (tmp_path / "own.yaml").write_text(re.sub(r'"(!function \S+)"', r"\1", text))
+    (tmp_path / "both.yaml").write_text("group: both\ntask: [own]\n")
+    for file in ("own.yaml", "both.yaml", "own.yaml"):
+        with pytest.raises(TaskUnavailable, match=r"own executes generated code; set evaluation\.allow_code_execution"):
+            load(schema.Task(path=str(tmp_path / file)))
+    assert set(load(schema.Task(path=str(tmp_path / "both.yaml")), "rlimits").tasks) == {"own"}

@@ -6,6 +6,7 @@ lm-eval's humaneval and mbpp fetch that metric from the hub when they are import
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,8 +63,25 @@ class CodeEval:
 
 
 def executes_code(task: Task) -> bool:
-    """Return whether a leaf task says of itself that scoring it runs what a model wrote."""
-    return bool(getattr(task, "UNSAFE_CODE", False))
+    """Return whether scoring a leaf task runs what a model wrote: it says so, or its functions have this metric."""
+    return bool(getattr(task, "UNSAFE_CODE", False)) or any(map(_holds_it, _functions(task)))
+
+
+def _functions(task: Task) -> Iterator[Any]:
+    """Yield what scores a task's answers, of its configuration or of its class."""
+    yield from getattr(task, "_metric_fn_list", {}).values()
+    yield from (task.get_config("process_results"), type(task).process_results)
+
+
+def _holds_it(function: Any) -> bool:
+    """Return whether a function is the metric's own, or its module has the metric: it is loaded as a module begins."""
+    parts = (function, getattr(function, "__self__", None))  # lm-eval has a task's own metric as its ``__call__``
+    module = [value for part in parts for value in getattr(part, "__globals__", {}).values()]
+    return any(map(_is_it, (*parts, *module)))
+
+
+def _is_it(value: Any) -> bool:
+    return isinstance(value.__self__ if inspect.ismethod(value) else value, CodeEval)
 
 
 def require_walls(name: str, sandbox: Choice | None) -> None:
