@@ -11,11 +11,12 @@ from evaluation_world import own_datasets_cache, write_rows
 
 from massive_sft.evaluation import build, wrapping
 from massive_sft.evaluation.aggregate import aggregate
-from massive_sft.evaluation.opencompass import METRIC, PROGRAMS
+from massive_sft.evaluation.opencompass import METRIC, OF_DATA, PROGRAMS
 from massive_sft.evaluation.opencompass_letters import first_capital, first_option
 from massive_sft.evaluation.requests import Request
 from massive_sft.evaluation.responses import GenerationResponse, answer_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
+from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.evaluation.tasks import load
 from massive_sft.ledger.storage import Folder
 from massive_sft.sandbox.run import Choice
@@ -196,6 +197,35 @@ def test_own_task_over_the_data_of_mbpp_is_refused_until_programs_may_run(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TaskUnavailable, match=r"mbpp executes generated code; set evaluation\.allow_code_execution"):
         load(schema.Task(path=str(tmp_path / "own.yaml")))
+
+
+@pytest.mark.parametrize(
+    "name", ["gsm8k", "mbpp", "humaneval", "nq_open", "truthfulqa_gen", "hendrycks_math_own", "mmlu_own_generative"]
+)
+def test_own_data_under_a_name_of_lm_eval_s_has_no_rule_that_it_does_not_name(name: str, tmp_path: Path) -> None:
+    assert scores_of(own_task(tmp_path, name), tmp_path, "x") == {"exact_match,none": 1}
+
+
+def test_lm_eval_s_tasks_read_the_data_that_their_rules_are_for() -> None:
+    named = {name: name for name in ("gsm8k", "nq_open", "truthfulqa_gen", "mbpp", "humaneval")}
+    named |= {"hendrycks_math_geometry": "hendrycks_math", "mmlu_anatomy_generative": "first_option"}
+    shipped = shipped_tasks()
+    read = {name: (shipped[name].cfg or {})["dataset_path"] for name in named}
+    assert {name: OF_DATA.get(data) for name, data in read.items()} == named
+
+
+def test_own_task_may_name_the_rule_for_math(tmp_path: Path) -> None:
+    write_rows(tmp_path / "own.jsonl", [{"q": "half", "gold": "x", "answer": "\\frac{1}{2}"}])
+    files = json.dumps({"data_files": {"test": str(tmp_path / "own.jsonl")}})
+    (tmp_path / "own.yaml").write_text(OWN.format("own", "json", files, "{version: 1, opencompass: hendrycks_math}"))
+    task = schema.Task(path=str(tmp_path / "own.yaml"), shots=(0,))
+    assert scores_of(task, tmp_path, "The final answer is $\\frac12$")[f"{METRIC},none"] == 1
+
+
+def test_rule_that_does_not_fit_the_data_says_so(tmp_path: Path) -> None:
+    rule = r"own cannot be scored by OpenCompass's rule nq_open: KeyError: 'answer'"
+    with pytest.raises(TaskUnavailable, match=rule):
+        scores_of(own_task(tmp_path, "own", opencompass="nq_open"), tmp_path, "x")
 
 
 @pytest.mark.parametrize(

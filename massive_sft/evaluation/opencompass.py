@@ -13,14 +13,27 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lm_eval.api.task import Task
+from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
 from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.opencompass_letters import bleu_accuracy, first_capital, first_option
+from massive_sft.evaluation.task_errors import as_task_unavailable
 from massive_sft.sandbox.run import choose, run_all
 
 METRIC = "opencompass_acc"
 DECLARED = "opencompass"  # the key of a task file's ``metadata`` that names one of ``RULES`` for its answers
 _MATH = "hendrycks_math"
+# The rule for answers to tasks of lm-eval, by the data that they read: a rule needs its fields.
+OF_DATA = {
+    "openai/gsm8k": "gsm8k",
+    "google-research-datasets/nq_open": "nq_open",
+    "EleutherAI/hendrycks_math": _MATH,
+    "truthfulqa/truthful_qa": "truthfulqa_gen",
+    "cais/mmlu": "first_option",
+    "fxmarty/mmlu-redux-2.0-ok": "first_option",
+    "google-research-datasets/mbpp": "mbpp",
+    "openai/openai_humaneval": "humaneval",
+}
 
 Rule = Callable[[Task, Any, str], bool]  # a task, a document, its answer
 
@@ -31,14 +44,18 @@ def opencompass_values(task: Task, docs: Mapping[int, Any], answers: Mapping[int
     Args:
         docs: by number.
         answers: as the model wrote them, by document.
+
+    Raises:
+        TaskUnavailable: the rule that the task names does not fit its documents.
     """
     name = _rule_name(task)
-    if name in PROGRAMS:
-        programs = [PROGRAMS[name](docs[doc], answer) for doc, answer in answers.items()]
-        outcomes = run_all(programs, choose("rlimits"))
-        return {doc: float(outcome.passed) for doc, outcome in zip(answers, outcomes, strict=True)}
-    if name in RULES:
-        return {doc: float(RULES[name](task, docs[doc], answer)) for doc, answer in answers.items()}
+    with as_task_unavailable(f"{task.config.task} cannot be scored by OpenCompass's rule {name}"):
+        if name in PROGRAMS:
+            programs = [PROGRAMS[name](docs[doc], answer) for doc, answer in answers.items()]
+            outcomes = run_all(programs, choose("rlimits"))
+            return {doc: float(outcome.passed) for doc, outcome in zip(answers, outcomes, strict=True)}
+        if name in RULES:
+            return {doc: float(RULES[name](task, docs[doc], answer)) for doc, answer in answers.items()}
     return None
 
 
@@ -48,13 +65,15 @@ def runs_programs(task: Task) -> bool:
 
 
 def _rule_name(task: Task) -> str:
+    """Return the rule that a task names, else that of lm-eval's task of its name where it reads the same data."""
     if task.OUTPUT_TYPE != "generate_until":
         return ""
     name, metadata = str(task.config.task), task.get_config("metadata") or {}
     declared = metadata.get(DECLARED) if isinstance(metadata, dict) else None
     if name.startswith("mmlu_") and name.endswith("_generative"):
         name = "first_option"
-    return str(declared or (_MATH if name.startswith(f"{_MATH}_") else name))
+    name = _MATH if name.startswith(f"{_MATH}_") else name
+    return str(declared or (name if name == OF_DATA.get(str(task.config.dataset_path)) else ""))
 
 
 def _gsm8k(_: Task, doc: Any, answer: str) -> bool:
@@ -103,12 +122,11 @@ _UNWRAPPED = (
 _WITHIN = (r"finalansweris(.*)", r"answer?is:?(.*)", r"oxed\{(.*?)\}", r"\$(.*?)\$")  # the last of each counts
 
 
-def _math(task: Task, doc: Any, answer: str) -> bool:
+def _math(_: Task, doc: Any, answer: str) -> bool:
     """The sentence with "final answer", else the first one, normalised; equal is what is equal for lm-eval, too."""
     sentences = answer.split(".")
     chosen = next((sentence for sentence in sentences if "final answer" in sentence.lower()), sentences[0])
-    equal: Callable[[str, str], bool] = task.config.process_results.__globals__["is_equiv"]  # type: ignore[union-attr]
-    return bool(equal(_normalised(chosen), doc["answer"]))
+    return bool(is_equiv(_normalised(chosen), doc["answer"]))
 
 
 def _normalised(text: str) -> str:
