@@ -144,6 +144,14 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
             "search[0].constraints.prose.at_least: must be a number, or one against the base model's score",
         ),
         (
+            without(constraints={"prose": {"at_least": b"5"}}),
+            "search[0].constraints.prose.at_least: must be a",
+        ),
+        (
+            without(space={"lora.rank": [4, 10**400], "lora.alpha": {"times": "lora.rank", "by": [1, 2.5]}}),
+            'search[0].space."lora.rank": must be <= 65536',
+        ),
+        (
             without(constraints={"prose": {"at_least": 5, "at_most": 4}}),
             "search[0].constraints.prose: cannot be kept: at_least 5 is above at_most 4",
         ),

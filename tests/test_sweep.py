@@ -11,6 +11,8 @@ import pytest
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep.load import check_sweep, load_sweep
+from massive_sft.sweep.schema import MixtureEntry, Setting, SweepFile
+from massive_sft.sweep.schema.field_types import PATTERN_RULES
 from massive_sft.sweep.yaml_file import merge_overlay, read_tagged, read_yaml
 
 EXAMPLE = Path(__file__).parent / "data" / "example.yaml"
@@ -218,6 +220,24 @@ def test_bad_value_is_refused_with_its_place(raw: dict[str, Any], place: str, va
     found = problems(raw)
     assert any(message in problem for problem in found), found
     assert all(problem.startswith("sweeps/x.yaml: ") for problem in found)
+
+
+def test_key_in_place_of_its_variable_is_not_repeated(raw: dict[str, Any]) -> None:
+    judge = {"name": "judge", "endpoint": "http://a", "key": "sk-abcdef"}
+    rated = {"kind": "mt_bench", "questions": "q.jsonl"}
+    put(raw, "evaluation|judging", {"judges": [judge], "benchmarks": [rated]})
+    (problem,) = problems(raw)
+    assert problem.endswith("evaluation.judging.judges[0].key: must be the name of an environment variable")
+
+
+def test_every_pattern_of_the_schema_has_a_rule_for_people() -> None:
+    def patterns(schema: Any) -> set[str]:
+        parts = list(schema.values()) if isinstance(schema, dict) else schema if isinstance(schema, list) else []
+        own = schema.get("pattern") if isinstance(schema, dict) else None
+        return {own for own in [own] if isinstance(own, str)}.union(*map(patterns, parts))
+
+    found = patterns([SweepFile.model_json_schema(), Setting.model_json_schema(), MixtureEntry.model_json_schema()])
+    assert found == PATTERN_RULES.keys()
 
 
 def test_problems_of_all_sections_are_reported_at_once(raw: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Range, Search, Setting, Weights
+from massive_sft.sweep.schema.field_types import MAX_COUNT
 from massive_sft.sweep.schema.search import Rungs
 from massive_sft.sweep.setting import FIELDS, field_value, field_values, takes_numbers, takes_whole_numbers
 from massive_sft.sweep.yaml_errors import Location, ToPlace
@@ -193,6 +194,7 @@ class SearchChecks:
             numeric = [name for name in FIELDS if takes_numbers(name) and name != field]
             yield Problem(f"{at}.times", "must be a numeric field of the setting", times, numeric)
             return
+        bases = tuple(value for value in bases if abs(value) <= MAX_COUNT)  # a greater one is told where it is written
         is_open = isinstance(base, Range) and base.powers_of_2 is None
         broken = [by for by in axis.by or () if not float(by).is_integer()] if is_open else []
         if takes_whole_numbers(field) and is_open and (broken or not takes_whole_numbers(times)):

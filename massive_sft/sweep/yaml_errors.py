@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from massive_sft.core.errors import UNSET, Problem
 from massive_sft.sweep.hints import hint_of_key, hint_of_list, hint_of_mapping, hint_of_several
-from massive_sft.sweep.schema.field_types import PATTERN_RULES
+from massive_sft.sweep.schema.field_types import PATTERN_RULES, VARIABLE
 
 Location = tuple[str | int, ...]
 ToPlace = Callable[[Location], str]
@@ -187,7 +187,8 @@ def _problem(item: dict[str, Any], place: str) -> Problem:
     if kind == "value_error":
         return Problem(place, str(context["error"]), value)
     if kind == "string_pattern_mismatch":
-        return Problem(place, PATTERN_RULES[context["pattern"]], value)
+        # Who takes a key's variable for the key itself finds it in no log.
+        return Problem(place, PATTERN_RULES[context["pattern"]], UNSET if context["pattern"] == VARIABLE else value)
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         other = ", not a list" if isinstance(item["input"], list | tuple) else ""
         return Problem(place, f"must be a mapping (key: value){other}", value)

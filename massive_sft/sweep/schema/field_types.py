@@ -79,15 +79,20 @@ _HUB_NAME = r"^([\w-][\w.-]{0,95}/)?[\w-][\w.-]{0,95}$"
 _HUB_REVISION = r"^[\w-][\w.+-]*(/[\w-][\w.+-]*)*$"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _SIZE = r"^\d+(\.\d+)? ?[kMGT]?B$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+AGAINST_BASE = r"^base( ?[+-] ?\d+(\.\d+)?)?$"  # the score of the base model, and so many points more or less
 HubName = Annotated[Text, Field(pattern=_HUB_NAME)]
 HubRevision = Annotated[Text, Field(pattern=_HUB_REVISION, max_length=MAX_NAME_BYTES)]
 Name = Annotated[str, Field(pattern=_NAME, max_length=MAX_NAME_BYTES)]
 Size = Annotated[str, Field(pattern=_SIZE)]
+Variable = Annotated[Text, Field(pattern=VARIABLE)]
 PATTERN_RULES = {  # what people are told who broke one
     _HUB_NAME: "must be an id of the hub, `name` or `owner/name`",
     _HUB_REVISION: "must be a branch, a tag or a commit",
     _NAME: "must be of the letters a to z and A to Z, digits, `.`, `_` and `-`, a letter or digit first",
     _SIZE: "must be a size such as 500GB",
+    VARIABLE: "must be the name of an environment variable",
+    AGAINST_BASE: "must be a number, or one against the base model's score such as `base - 1.0`",
 }
 FileName = Annotated[Text, AfterValidator(_below)]
 Flag = Annotated[bool, Field(strict=True)]

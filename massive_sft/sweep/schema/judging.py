@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from massive_sft.sweep.schema.field_types import Flag, Fraction, Number, OneOrMore, Positive, Text
+from massive_sft.sweep.schema.field_types import Flag, Fraction, Number, OneOrMore, Positive, Text, Variable
 from massive_sft.sweep.schema.strict_model import StrictModel
 
 Cost = Annotated[Number, Field(ge=0)]
@@ -28,7 +28,6 @@ def _name(text: str) -> str:
 
 Address = Annotated[Text, AfterValidator(_address)]
 ModelName = Annotated[Text, AfterValidator(_name)]
-Variable = Annotated[Text, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class Price(StrictModel):

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from massive_sft.sweep.schema.field_types import (
+    AGAINST_BASE,
+    PATTERN_RULES,
     AboveZero,
     Distinct,
     Epoch,
@@ -26,8 +28,6 @@ from massive_sft.sweep.schema.field_types import (
 from massive_sft.sweep.schema.strict_model import StrictModel
 from massive_sft.sweep.schema.training import Schedule
 
-AGAINST_BASE = r"^base( ?[+-] ?\d+(\.\d+)?)?$"
-
 
 def as_share(value: Any) -> Any:
     """Return the number behind a fraction such as ``1/3`` or a percentage such as ``5%``. Raises ValueError."""
@@ -42,7 +42,7 @@ def as_share(value: Any) -> Any:
 def as_limit(value: Any) -> Any:
     """Return a limit as it is. Raises ValueError for a text that is none."""
     if isinstance(value, str) and not re.fullmatch(AGAINST_BASE, value):
-        raise ValueError("must be a number, or one against the base model's score such as `base - 1.0`")
+        raise ValueError(PATTERN_RULES[AGAINST_BASE])
     return value
 
 
