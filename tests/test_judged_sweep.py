@@ -146,6 +146,12 @@ def test_mistakes_in_judging_are_told_with_their_places(server: JudgeServer, tmp
     code, text = call("check", path)
     assert code == 2 and "evaluation.judging.benchmarks[0].questions: there is no such file" in text
     path = judged_sweep(tmp_path, server)
+    (tmp_path / "questions.jsonl").write_text(
+        json.dumps({"question_id": 1, "category": "x", "turns": ["a\ud800", "b"]})
+    )
+    assert call("plan", path)[0] == 0
+    code, text = call("check", path)
+    assert code == 2 and "benchmarks[0].questions: holds half of a character in entry 1" in text
     (tmp_path / "questions.jsonl").write_text('{"question_id": 1, "category": "math", "turns": ["one"]}')
     server.answer = lambda number, body: Answer({}, 404)
     code, text = call("check", path)

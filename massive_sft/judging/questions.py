@@ -119,6 +119,11 @@ def read_entries(path: str, place: str) -> list[Any]:
         raise InvalidInput(Problem(place, f"must be a JSON array or JSON lines ({error})", path)) from None
     if not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidInput(Problem(place, "must hold objects, one at least", path))
+    for number, entry in enumerate(entries, 1):
+        try:
+            json.dumps(entry, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # such as "\ud800" alone, which neither a model nor a judge can be sent
+            raise InvalidInput(Problem(place, f"holds half of a character in entry {number}", path)) from None
     return list(entries)
 
 
