@@ -615,6 +615,11 @@ def test_several_ranks_pay_for_unequal_shares_and_for_what_they_send() -> None:
     assert slowest_over_mean(workload, FULL, on(1, 1)) == 1
     assert slowest_over_mean(workload, FULL, on(2, 1)) == pytest.approx(3200 / 3040)
     assert slowest_over_mean(workload, FULL, on(4, 1)) == pytest.approx(3200 / 1520)
+    uncounted = replace(workload, samples=9, widths=())
+    shares = {ranks: slowest_over_mean(uncounted, FULL, on(ranks, 1)) for ranks in (1, 2, 4, 16)}
+    assert shares == pytest.approx({1: 1, 2: 10 / 9, 4: 12 / 9, 16: 16 / 9})
+    huge = FULL.model_copy(update={"batch": 10**12})
+    assert slowest_over_mean(replace(uncounted, samples=10**8), huge, on(8, 1)) == 1, "in no time"
     device = find_gpu("H100")
     assert device is not None
     seconds = [communication_seconds(LLAMA, FULL, on(8, zero), workload, 1, device) for zero in (1, 3)]

@@ -24,8 +24,9 @@ def slowest_over_mean(workload: TrainingWorkload, setting: Setting, layout: Layo
     Where lengths were not counted, what is said is that of samples of one length.
     """
     batch = min(setting.batch, workload.samples)
-    widths = tuple(typical_widths(workload.widths, batch)) if workload.widths else (1,) * batch
-    loads = [sum(tokens) for tokens in dealt_tokens(widths, layout)]
+    if not workload.widths:
+        return math.ceil(batch / layout.workers) * layout.workers / batch
+    loads = [sum(tokens) for tokens in dealt_tokens(tuple(typical_widths(workload.widths, batch)), layout)]
     return max(loads) * layout.workers / sum(loads)
 
 
