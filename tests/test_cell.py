@@ -408,6 +408,11 @@ SAME = [
     ({"filter": {"c": "1", "not": {}}}, {"filter": {"c": 1}}),
     ({"filter": {"not": {}}}, {}),
     ({"filter": {"c": ["a", None]}}, {"filter": {"c": [None, "a"]}}),
+    ({"format": "messages"}, {"columns": {"messages": "messages"}}),
+    (
+        {"format": "messages", "filter": {"source": "a"}},
+        {"format": "messages", "columns": {"messages": "messages"}, "filter": {"source": "a"}},
+    ),
     ({"strip": ["ab", "abc"]}, {"strip": ["abc", "ab", "ab"]}),
 ]
 
@@ -415,7 +420,19 @@ SAME = [
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_two_spellings_of_one_dataset_are_one_content(one: dict[str, Any], other: dict[str, Any]) -> None:
     plain = base_file()["datasets"]["d1"]
+    if "format" in one:
+        del plain["format"]
     assert only(changed("datasets.d1", plain | one)).id == only(changed("datasets.d1", plain | other)).id
+
+
+@pytest.mark.parametrize("rules", [{"prompt": ["a", "b"]}, {"not": {"completion": "x"}}])
+def test_format_and_column_of_messages_are_two_contents_where_a_filter_leaves_out_what_one_cannot_read(
+    rules: dict[str, Any],
+) -> None:
+    plain = {key: value for key, value in base_file()["datasets"]["d1"].items() if key != "format"} | {"filter": rules}
+    named = only(changed("datasets.d1", plain | {"columns": {"messages": "messages"}})).id
+    assert only(changed("datasets.d1", plain | {"format": "messages"})).id != named
+    assert only(changed("datasets.d1", plain | {"format": "messages", "columns": {"messages": "messages"}})).id == named
 
 
 def test_null_is_not_the_text_null_in_a_filter() -> None:

@@ -150,7 +150,7 @@ class Converter:
             columns = getattr(self._mapping, key) or ()
             missing += [(self._named_by(key), str(column)) for column in columns if column not in self._seen]
         for condition in self._conditions:
-            derived = condition.column in ("prompt", "completion")
+            derived = condition.column in filters.TEXTS
             if not derived and condition.column not in self._seen:
                 missing.append(("filter", str(condition.column)))
         return missing

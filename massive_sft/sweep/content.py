@@ -19,7 +19,7 @@ from massive_sft.sweep import dataset_filter as filters
 from massive_sft.sweep import weight_files
 from massive_sft.sweep.identity import entry_content
 from massive_sft.sweep.paths import expand_variables
-from massive_sft.sweep.schema import Dataset, Model
+from massive_sft.sweep.schema import FORMATS, Dataset, Model
 from massive_sft.sweep.task_content import TaskContent
 
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -141,6 +141,10 @@ class Contents:
         mapping = {key: value for key, value in columns.items() if value is not None}
         if dataset.mapping.messages is not None:
             mapping["turns"] = dataset.turns
+        if dataset.columns == FORMATS["messages"] and filters.judges_texts(dataset.filter):
+            # The format looks into `conversations` too. Elsewhere a row that only one of them reads is refused, here
+            # it is left out.
+            mapping["alone"] = True
         return entry_content(
             dataset, but=("hub", "path", "revision", "subset", "split", "files", "format", "turns")
         ) | {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOT = "not"  # the key under which a filter maps columns to the values they may not hold
+TEXTS = ("prompt", "completion")  # names by which a filter asks for the texts that are made of columns
 
 
 def comparable(value: Any) -> str | None:
@@ -42,6 +43,11 @@ def parse(rules: Mapping[str, Any]) -> dict[tuple[str, bool], frozenset[str | No
         key: frozenset(map(comparable, values if isinstance(values, (list, tuple)) else [values]))
         for key, values in (accepted | refused).items()
     }
+
+
+def judges_texts(rules: Mapping[str, Any]) -> bool:
+    """Return whether a checked filter asks for what a row becomes, and not for its columns alone."""
+    return any(column in TEXTS for column, _ in parse(rules))
 
 
 def content(rules: Mapping[str, Any]) -> dict[str, Any]:
