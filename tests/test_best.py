@@ -107,6 +107,23 @@ def test_equal_candidates_are_in_one_order_whatever_is_loaded(tmp_path: Path) ->
     assert ranked["method"].tolist().index("none") == (ranked["model"] == ranked["model"][0]).sum() - 1
 
 
+def test_cells_of_one_name_and_seed_are_candidates_of_their_own(tmp_path: Path) -> None:
+    """As a storage root has them that was run into before a setting was changed and after."""
+    block = {"name": "A", "model": "small", "mixture": "first", "setting": "full", "schedule": "constant"}
+    for rate, value in ((1e-5, 0.9), (1e-3, 0.1)):
+        settings = {"full": {"method": "full", "lr": rate, "batch": 32}}
+        path = sweep_file(tmp_path, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}])
+        loaded = ms.load(with_values(path, lambda at, value=value: 0.5 if at.method == "none" else value))
+    whole = ms.load(loaded.ledger.root).best("quiz")
+    assert whole[["setting", "seeds", "value"]].values.tolist() == [
+        ["full", 1, 0.9],
+        ["none", 1, 0.5],
+        ["full", 1, 0.1],
+    ]
+    assert whole["cell"].is_unique and whole["difference"].tolist()[1:] == pytest.approx([-0.4, -0.8])
+    assert loaded.best("quiz")["value"].tolist() == [0.5, 0.1]
+
+
 def test_seeds_are_one_candidate_with_students_interval(tmp_path: Path) -> None:
     settings = {"full": {"method": "full", "lr": 1e-5, "batch": 32}}
     block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -132,10 +132,19 @@ def _tie_break(row: Mapping[str, Any]) -> tuple[bool, int, str]:
     return row["method"] == BASE, row["epoch"], row["cell"]
 
 
+def _candidates(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the cells of each condition; each for itself where two have one seed.
+
+    Those differ in more than it: a storage root may hold several sweeps, and what one was before it was changed.
+    """
+    for seeds in grouped(rows, *CONDITION).values():
+        yield from [seeds] if len({row["seed"] for row in seeds}) == len(seeds) else [[row] for row in seeds]
+
+
 def _ranked(rows: Sequence[dict[str, Any]], reader: SampleReader) -> Iterator[dict[str, Any]]:
     """Yield one model's candidates on one column, best first; of equal ones fewer epochs, the base model last."""
     sign = 1.0 if rows[0]["higher_is_better"] else -1.0
-    candidates = list(grouped(rows, *CONDITION).values())
+    candidates = list(_candidates(rows))
     candidates.sort(key=lambda seeds: (-sign * _over_seeds(seeds).value, *_tie_break(seeds[0])))
     for number, seeds in enumerate(candidates, 1):
         first, own = seeds[0], _over_seeds(seeds)
