@@ -165,13 +165,20 @@ def entry_of(task: Task, key: str, by_doc: Mapping[Any, Any]) -> dict[str, Any]:
     interval = _interval(combine, values)
     higher_is_better = True if metric == OPENCOMPASS else task.higher_is_better().get(metric)
     return {
-        "value": _number(combine(values)),
+        "value": _combined(combine, values),
         "stderr": interval.stderr if interval else None,
         "interval": [interval.low, interval.high] if interval else None,
         "method": interval.method if interval else None,
         "n": len(values),
         "higher_is_better": None if higher_is_better is None else bool(higher_is_better),
     }
+
+
+def _combined(combine: Any, values: list[Any]) -> float | None:
+    try:
+        return _number(combine(values))
+    except OverflowError:  # a perplexity that is no float, as of words in a text without spaces
+        return None
 
 
 def _interval(combine: Any, values: list[Any]) -> Interval | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Z = 1.959963984540054  # 95 %
+LARGEST_EXPONENT = 700.0  # whose exponential is a float, and a standard error of it too
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def of_ratio(values: np.ndarray, weights: np.ndarray) -> Interval | None:
 
 
 def transformed(interval: Interval | None, scale: float, exponential: bool) -> Interval | None:
-    """Return the interval of ``scale * x``, or of ``exp(scale * x)``, from the one of ``x``."""
+    """Return the interval of ``scale * x``, or of ``exp(scale * x)``, from the one of ``x``; None beyond a float."""
     if interval is None:
         return None
     low, high = sorted((scale * interval.low, scale * interval.high))
     stderr = abs(scale) * interval.stderr
+    if exponential and high > LARGEST_EXPONENT:
+        return None
     if exponential:
         middle = math.exp((low + high) / 2)
         return Interval(math.exp(low), math.exp(high), middle * stderr, "delta")

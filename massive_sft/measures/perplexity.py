@@ -135,7 +135,7 @@ def _ratio(total: float, count: float) -> float | None:
 def _exp_mean(total: float, count: float) -> float | None:
     """Return exp(total / count), ``None`` when nothing was counted or it exceeds a float."""
     mean = _ratio(total, count)
-    return None if mean is None or mean > 700 else math.exp(mean)
+    return None if mean is None or mean > intervals.LARGEST_EXPONENT else math.exp(mean)
 
 
 def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: int | None = None) -> Perplexity:

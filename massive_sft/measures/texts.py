@@ -56,7 +56,7 @@ class TextLikelihoods:
             "texts": count,
             "tokens": int(self.tokens.sum()),
             "bytes": int(self.text_bytes.sum()),
-            "perplexity": math.exp(mean) if mean < 700 else None,  # NaN included
+            "perplexity": math.exp(mean) if mean < intervals.LARGEST_EXPONENT else None,  # NaN included
             "perplexity_interval": [per_token.low, per_token.high] if per_token else None,
             "bits_per_byte": bits if math.isfinite(bits) else None,
             "bits_per_byte_interval": [per_byte.low, per_byte.high] if per_byte else None,
