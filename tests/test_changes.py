@@ -157,6 +157,7 @@ def test_ledger_of_before_the_numbers_were_kept_is_of_the_first(folder: Path) ->
         line.startswith(f"training of this massive-sft gives other results (semantics 1 -> {TRAIN_SEMANTICS})")
         for line in numbers
     )
+    assert not any("vLLM" in line for line in numbers), "which nothing asks for"
 
 
 def test_password_in_an_address_is_neither_kept_nor_told(folder: Path) -> None:

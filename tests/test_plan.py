@@ -395,6 +395,20 @@ def test_new_scoring_semantics_ask_again_and_the_first_ones_are_not_hashed(
     assert before and not before & after
 
 
+def test_answers_of_a_vllm_server_have_semantics_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(**protocol: str) -> list[str]:
+        servers = {"vllm": {"servers": "http://localhost:1/v1"}} if protocol else {}
+        evaluation = {"tasks": [{"name": "gsm8k"}, {"name": "arc_easy"}], "protocol": protocol, **servers}
+        plan = make_plan(sweep_in(tmp_path, evaluation=evaluation))
+        return sorted({item.id for cell in plan.cells for item in cell.requirements if item.is_benchmark})
+
+    plain, (choices, answers) = asked(), asked(engine="vllm")
+    monkeypatch.setattr("massive_sft.sweep.semantics.VLLM_SEMANTICS", 7)
+    assert asked() == plain
+    others = asked(engine="vllm")
+    assert others[0] == choices and others[1] != answers and others[1].startswith("gsm8k@")
+
+
 # Events of the interpreter that open or list something; it tells of no stat.
 FILE_CALLS: list[str] = []
 

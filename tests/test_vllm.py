@@ -91,6 +91,14 @@ def test_base_model_and_adapter_are_answered_for_as_by_the_plain_engine(server: 
         scorer(server, tmp_path)
 
 
+def test_model_s_own_generation_settings_play_no_part_and_its_limit_is_refused(server: StandIn) -> None:
+    server.defaults = {"repetition_penalty": 1.5}
+    require_equal(server, None, server.model)
+    server.defaults = {"max_new_tokens": 2}
+    with pytest.raises(Unsupported, match=r"ends an answer at 2 of 12 tokens.*--generation-config vllm"):
+        scorer(server).score(asked()[-1:])
+
+
 def test_refusals_of_a_server_are_told_in_its_own_words(server: StandIn, tmp_path: Path) -> None:
     waiting = VllmServer(server.url, timeout=0.1, first_wait_s=0.01)
     first = list[Reply]([(503, "busy"), (429, "busy")])

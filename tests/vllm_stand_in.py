@@ -26,6 +26,8 @@ class StandIn:
         reply: what a call is answered with in place of what vLLM would; None: that.
         late: seconds before each answer.
         uses_adapters: whether an adapter that was loaded makes a difference.
+        defaults: of the model's ``generation_config.json``, ``repetition_penalty`` and ``max_new_tokens`` of them; as
+            vLLM does it takes the former where a call names none, and of the latter and ``max_tokens`` the least.
     """
 
     model: Any
@@ -37,6 +39,7 @@ class StandIn:
     reply: Callable[[str, dict[str, Any]], Reply | None] = lambda path, body: None
     late: float = 0.0
     uses_adapters: bool = True
+    defaults: dict[str, float] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, path: str, body: dict[str, Any]) -> Reply:
@@ -71,8 +74,13 @@ class StandIn:
     def computed(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
         tokens, made, finish = list(body["prompt"]), list[int](), "length"
         logprobs = model(torch.tensor([tokens])).logits[0].log_softmax(dim=-1)
-        while len(made) < body["max_tokens"] and finish == "length":
-            made.append(int(model(torch.tensor([[*tokens, *made]])).logits[0, -1].argmax()))
+        penalty = body.get("repetition_penalty", self.defaults.get("repetition_penalty", 1.0))
+        most = min(body["max_tokens"], self.defaults.get("max_new_tokens", body["max_tokens"]))
+        while len(made) < most and finish == "length":
+            logits = model(torch.tensor([[*tokens, *made]])).logits[0, -1]
+            seen = torch.tensor(sorted({*tokens, *made}))
+            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+            made.append(int(logits.argmax()))
             text = self.tokenizer.decode(made)
             ended = made[-1] in body.get("stop_token_ids", []) or any(stop in text for stop in body.get("stop", []))
             finish = "stop" if ended else "length"

@@ -35,7 +35,7 @@ def protocol_id(protocol: schema.Protocol, requests: RequestSet, ends: Collectio
             "engine": protocol.engine,
             "dtype": protocol.dtype,
             "adapters": protocol.adapters,
-            **semantics.scoring(requests.generates),
+            **semantics.scoring(requests.generates, protocol.engine),
             **({"ends": sorted(ends)} if requests.generates else {}),
         }
     )

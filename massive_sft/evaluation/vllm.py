@@ -195,6 +195,9 @@ class VllmScorer:
             if writing.finish is not None:
                 break
             writing.take(token)
+        if writing.finish is None and choice.get("finish_reason") == "length":
+            told = f"the vLLM server at {self._server.address} ends an answer at {len(made)} of {prompt.most} tokens"
+            raise Unsupported(f"{told}: start it with --generation-config vllm")
         if writing.finish is None:  # it may leave out the token that ended an answer
             writing.finish = "eos" if choice.get("finish_reason") == "stop" else "length"
         return writing

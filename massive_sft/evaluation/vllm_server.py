@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 TRIES = 3
 FIRST_WAIT_S = 1.0  # doubled with each try
 LOOK_S = 20.0  # for what computes nothing
+# Named in every call: else vLLM takes them from the model's generation_config.json.
+_NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
 _TRY_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -96,12 +98,12 @@ class VllmServer:
                 log.warning("an adapter stays loaded: %s", error)
 
     def complete(self, model: str, tokens: Sequence[int], **asked: Any) -> dict[str, Any]:
-        """Return the one choice for a prompt, greedily where nothing else is asked.
+        """Return the one choice for a prompt, greedily where nothing else is asked, without penalties.
 
         Args:
             asked: further fields of the call, such as ``max_tokens``.
         """
-        body = {"model": model, "prompt": list(tokens), "temperature": 0, "seed": 0, "n": 1, **asked}
+        body = {"model": model, "prompt": list(tokens), "temperature": 0, "seed": 0, "n": 1, **_NEUTRAL, **asked}
         choices = self._call(f"{self.address}/completions", body, self.timeout).get("choices")
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise Unsupported(f"{self.address}: gives {choices!r:.100} where one choice was asked for")

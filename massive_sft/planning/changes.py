@@ -23,6 +23,7 @@ from massive_sft.sweep.semantics import (
     MEASURE_SEMANTICS,
     SCORE_SEMANTICS,
     TRAIN_SEMANTICS,
+    VLLM_SEMANTICS,
 )
 
 NAMED = 3  # benchmarks or measures in one line
@@ -53,6 +54,8 @@ def find_changes(plan: Plan) -> list[str]:
         return []
     before: dict[str, Any] = {**_FIRST_SEMANTICS, **last["file"]}  # older massive-sft did not write the numbers down
     places = [place for place in {**before, **now} if _said(place, before) != _said(place, now)]
+    if plan.sweep.file.evaluation.protocol.engine != "vllm":
+        places = [place for place in places if place != _BY_VLLM]
     written = flatten(plan.sweep.file.model_dump(mode="json", by_alias=True, exclude_unset=True)).keys()
     lines = list(dict.fromkeys(_line(place, before, now, written) for place in places))
     known, cells = set(last["cells"]), {cell.cell.id for cell in plan.cells}
@@ -148,11 +151,12 @@ def _content(sweep: Sweep) -> dict[str, Any]:
 def _semantics() -> dict[str, int]:
     """Return the numbers of what is computed, by the name of a place that no sweep file has."""
     numbers = {"training": TRAIN_SEMANTICS, "chat templates": CHAT_SEMANTICS, "scoring": SCORE_SEMANTICS}
-    numbers["generation"] = GENERATION_SEMANTICS
+    numbers |= {"generation": GENERATION_SEMANTICS, "generation by vLLM": VLLM_SEMANTICS}
     return {f"{_SEMANTICS}{name}": number for name, number in (numbers | MEASURE_SEMANTICS).items()}
 
 
 _SEMANTICS = "semantics of "
+_BY_VLLM = f"{_SEMANTICS}generation by vLLM"
 _FIRST_SEMANTICS = dict.fromkeys(_semantics(), 1)
 
 

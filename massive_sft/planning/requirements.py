@@ -230,12 +230,13 @@ class Requirements:
     def _asked(
         self, template: str | TemplateText, identity: Mapping[str, Any], ends: Mapping[str, Any]
     ) -> Iterator[Requirement]:
-        fewshot = self.sweep.file.evaluation.protocol.fewshot
+        protocol = self.sweep.file.evaluation.protocol
+        fewshot = protocol.fewshot
         sampler = fewshot.model_dump(include={"sampler"} if fewshot.sampler == "first_n" else None)
         yielded: set[str] = set()
         for task, content in self.tasks:
             facts = self._facts[task]
-            about = {**content, **identity, **semantics.scoring(facts.generates), "limit": task.limit}
+            about = {**content, **identity, **semantics.scoring(facts.generates, protocol.engine), "limit": task.limit}
             about |= ends if facts.generates else {}
             for shots in shots_of(task, facts):
                 # Without examples nothing is drawn.
@@ -245,7 +246,7 @@ class Requirements:
                     yield Requirement(name, task, shots, template)
                 yielded.add(name)
         for benchmark, content in self._judged:
-            about = {**content, **identity, **semantics.scoring(generates=True), **ends}
+            about = {**content, **identity, **semantics.scoring(True, protocol.engine), **ends}
             yield Requirement(f"{benchmark.title}@0 {fingerprint(about)}", None, 0, template, judged=benchmark)
 
 

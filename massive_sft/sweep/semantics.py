@@ -23,6 +23,11 @@ GENERATION_SEMANTICS = 2
 2: a prompt ends where training's did, and stops that are special tokens are seen.
 """
 
+VLLM_SEMANTICS = 2
+"""Of answers that a vLLM server writes; in what is asked and the protocol's id of benchmarks that generate under vllm.
+
+2: the penalties of a model's ``generation_config.json`` play no part."""
+
 JUDGING_SEMANTICS = 1
 """Of verdicts and of what is made of them; in what is asked and the protocol's id of benchmarks that are judged."""
 
@@ -37,13 +42,16 @@ def chat() -> dict[str, int]:
     return {} if CHAT_SEMANTICS == 1 else {"chat_semantics": CHAT_SEMANTICS}
 
 
-def scoring(generates: bool) -> dict[str, int]:
+def scoring(generates: bool, engine: str) -> dict[str, int]:
     """Return what of a benchmark's semantics is hashed; nothing at 1, likewise.
 
     Args:
         generates: whether the benchmark has generated answers; else the likelihoods of given ones alone.
+        engine: of the protocol.
     """
-    numbers = {"score_semantics": SCORE_SEMANTICS, "generation_semantics": GENERATION_SEMANTICS if generates else 1}
+    numbers = {"score_semantics": SCORE_SEMANTICS}
+    numbers |= {"generation_semantics": GENERATION_SEMANTICS} if generates else {}
+    numbers |= {"vllm_semantics": VLLM_SEMANTICS} if generates and engine == "vllm" else {}
     return {name: number for name, number in numbers.items() if number != 1}
 
 
