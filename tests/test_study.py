@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import stats
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
+from massive_sft.report.heat_table import ROW, heat_table
 from massive_sft.study import contrasts, correlate, findings, frames, tables
 from massive_sft.study.model_map import principal_axes
 from massive_sft.study.paired_gains import SampleReader, Samples, compare, paired_interval, with_paired_intervals
@@ -569,6 +571,24 @@ def test_mean_over_models_is_of_the_gains_with_students_interval() -> None:
     low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
     assert (row["data"], row["members"], row["gain"]) == ("d", 3, pytest.approx(gains.mean()))
     assert (row["gain_low"], row["gain_high"]) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize("order", [("m", "n", "o"), ("o", "n", "m")])
+def test_mean_over_models_that_answered_other_numbers_of_questions_has_no_number_of_them(order: Sequence[str]) -> None:
+    """As early answers do."""
+    sizes = {"m": 100, "n": 100, "o": 25}
+    records = [base(f"{name}b", quiz=0.25, model=name) for name in order]
+    for name in order:
+        scores = {QUIZ: benchmark("quiz", {"acc,none": score(0.5, n=sizes[name])}), PROSE: benchmark("prose", {})}
+        records.append(record(name, scores, model=name))
+    single = tables.over_seeds(tables.gains(frames.tidy(records)))
+    assert pd.isna(contrasts.mean_over(single, ["model"])["n"].item())
+    alike = contrasts.mean_over(single[single["model"] != "o"], ["model"])
+    assert alike["n"].item() == 100
+    some = pd.concat([alike, single[single["model"] == "o"].assign(n=pd.NA)])
+    for means, told in ((single, "n varies"), (alike, "n 100"), (some, "n varies")):
+        labels = {key: dict.fromkeys(ROW, "") for key in frames.grouped(frames.to_rows(means), *frames.CONDITION)}
+        assert heat_table("t", "", means, labels, ["quiz-0shot"]).columns[-1].note.endswith(told)
 
 
 def test_mean_of_equal_gains_is_no_surer_than_one_of_them() -> None:

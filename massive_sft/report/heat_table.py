@@ -56,7 +56,8 @@ def count_comparisons(table: Table) -> int:
 def _score_column(means: pd.DataFrame, column: str) -> Column:
     rows = means[means["column"] == column]
     metric, n = rows["metric"].dropna(), rows["n"].dropna()
-    size = f"n {format_count(n.iloc[0])}" if n.nunique() == 1 else "n varies" if len(n) else ""
+    alike = n.nunique() == 1 and rows.loc[rows["gain"].notna(), "n"].notna().all()
+    size = f"n {format_count(n.iloc[0])}" if alike else "n varies" if len(n) else ""
     if metric.empty:
         return Column(column, "number", "no score")
     lower = ((rows["gain"] * rows["improvement"]) < 0).any()

@@ -89,7 +89,7 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """Return the mean of ``tables.over_seeds`` over some of the coordinates, with the interval of ``mean_interval``.
 
     It is of the epoch that most values of ``axes`` have, the last of such; only what at least two of them have is
-    there. ``members`` counts them.
+    there. ``members`` counts them; ``n`` is missing where theirs differ.
 
     Args:
         axes: ``model``, or ``data`` with ``size``.
@@ -104,7 +104,9 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
         first = members[0]
         mean = {name: pd.Series([float(row[name]) for row in members]).mean() for name in ("value", "improvement")}
         counts = {name: sum(int(row[name]) for row in members) for name in ("seeds", "asked_seeds")}
-        kept = {name: first[name] for name in (*names, "column", "metric", "filter", "benchmark", "n")}
+        kept = {name: first[name] for name in (*names, "column", "metric", "filter", "benchmark")}
+        sizes = {pd.NA if pd.isna(row["n"]) else int(row["n"]) for row in members}
+        kept["n"] = sizes.pop() if len(sizes) == 1 else pd.NA
         kept["early"] = any(row["early"] for row in members)
         told = {**mean_gain(members, f"{len(members)} {_PLURALS[axes[0]]}"), "why": pd.NA, "members": len(members)}
         rows.append({**kept, **mean, **counts, **told})
