@@ -265,6 +265,14 @@ def test_registration_of_a_run_that_stands_still_stays_and_of_one_that_was_kille
             assert {each.name for each in find_live_runs(sweeps.at("small"))} == {"stopped:1", "next:1"}
 
 
+def test_run_that_cannot_see_the_others_leaves_no_registration(tmp_path):
+    sweeps = Folder(tmp_path)
+    (tmp_path / "other" / "runs" / "x" / "1").mkdir(parents=True)  # stands for a disk that refuses
+    with pytest.raises(IsADirectoryError), register_run(sweeps, "small", "run:1"):
+        pass
+    assert not find_live_runs(sweeps.at("small"))
+
+
 def elsewhere(run, age):
     """Make a registration look as if its run were on another machine and had last beaten ``age`` seconds ago."""
     path = run.place.local("1")

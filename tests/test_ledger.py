@@ -463,6 +463,18 @@ def test_attempt_after_leases_were_removed_by_hand_gets_a_fresh_number(ledger):
         assert attempt.number == 3
 
 
+def test_attempt_whose_folder_cannot_be_made_holds_nothing(ledger):
+    """Else the process that tried waits for itself, once there is room again."""
+    attempts = ledger.trajectory_dir(TRAJECTORY) / "attempts"
+    attempts.parent.mkdir(parents=True)
+    attempts.write_text("stands for a disk that refuses")
+    with pytest.raises(OSError, match="attempts"):
+        ledger.begin_attempt(TRAJECTORY, "a")
+    attempts.unlink()
+    with ledger.begin_attempt(TRAJECTORY, "a") as attempt:
+        assert attempt.folder.is_dir()
+
+
 def fill(attempt, content: bytes = b"x") -> Path:
     folder = attempt.folder / "snapshots" / "epoch-3"
     folder.mkdir(parents=True)

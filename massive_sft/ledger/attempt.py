@@ -8,6 +8,7 @@ import math
 import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,21 @@ class Attempt:
     ) -> Attempt | None:
         """Take the lease of a trajectory and make the attempt's folder; None while another holds it.
 
-        It counts as waiting until ``take_up``.
+        It counts as waiting until ``take_up``. Raises OSError, and holds no lease, where the disk refuses.
         """
         while True:
             lease = Lease.acquire(storage.at("lease"), owner, watch, ttl_s, waits=True)
             if lease is None:
                 return None
             attempt = cls(trajectory, storage, lease.claim, lease)
-            attempt.folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                attempt.folder.mkdir()
-            except FileExistsError:
-                # Somebody removed the leases by hand to unlock it, and numbers began again: try the next one.
-                lease.release()
-                continue
-            return attempt
+            with ExitStack() as refused:
+                refused.callback(lease.release)  # else this process would wait for itself
+                attempt.folder.parent.mkdir(parents=True, exist_ok=True)
+                # Where somebody removed the leases by hand to unlock it, numbers began again: the next one is tried.
+                with suppress(FileExistsError):
+                    attempt.folder.mkdir()
+                    refused.pop_all()
+                    return attempt
 
     @property
     def home(self) -> Path:

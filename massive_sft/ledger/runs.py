@@ -66,19 +66,25 @@ def register_run(sweeps: Storage, sweep: str, owner: str) -> Iterator[Run]:
     """
     place = sweeps.at(f"{sweep}/runs/{secrets.token_hex(8)}")
     lease = Lease.acquire(place, owner)
-    seen = read_lease(place)
-    if lease is None or seen is None:
+    if lease is None:
         raise FileExistsError(f"{place}: is held by another run")
-    for run, state in (registration for name in sweeps.list() for registration in _runs(sweeps.at(name.name))):
-        if state.released or not state.seems_live(seen.modified):
-            with suppress(OSError):  # of another user, or removed by another process
-                run.place.delete("")
     try:
+        seen = read_lease(place)
+        if seen is None:
+            raise FileNotFoundError(f"{place}: cannot be seen yet")
+        _remove_dead(sweeps, seen.modified)
         yield _run(place, seen)
     finally:
         lease.release()
         with suppress(OSError):
             place.delete("")  # a request that comes in between is for a run that ended
+
+
+def _remove_dead(sweeps: Storage, now: float) -> None:
+    for run, state in (registration for name in sweeps.list() for registration in _runs(sweeps.at(name.name))):
+        if state.released or not state.seems_live(now):
+            with suppress(OSError):  # of another user, or removed by another process
+                run.place.delete("")
 
 
 def find_live_runs(sweep: Storage) -> list[Run]:
