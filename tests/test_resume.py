@@ -35,7 +35,7 @@ from resuming import (
 from small_sweep import small_sweep
 from tiny_training import make_base, make_samples, make_spec, train
 
-from massive_sft.cli.gc import collect
+from massive_sft.cli.gc import collect, remove
 from massive_sft.core.errors import Interrupted, LeaseLost, Unsupported
 from massive_sft.ledger.attempt import Attempt, find_stale_checkpoints
 from massive_sft.ledger.manifest import seal_folder
@@ -695,9 +695,13 @@ def test_checkpoint_of_an_extension_is_no_waste(tmp_path: Path) -> None:
         training.train(
             replace(run, trajectory=replace(run.trajectory, cells=run.trajectory.cells[:1])), ledger, attempt, told
         )
+    (home / "resume").mkdir()
+    seen_before = collect(plan, ledger)
+    assert [item.path for item in seen_before.waste] == [home / "resume"]
     with begin(home) as attempt, pytest.raises(Interrupted):
         training.train(run, ledger, attempt, told, stop=lambda: len(told.of(StepDone)) == 3 + 2)
     assert [item.path for item in collect(plan, ledger).waste if item.kind == "resume"] == []
+    assert remove(seen_before, ledger).waste == ()
     told = Told()
     with begin(home) as attempt:
         training.train(run, ledger, attempt, told)

@@ -198,6 +198,8 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
                 return False
             remove_snapshot(ledger, item.home.name, item.cell.cell.epoch)
         return True
+    if item.kind == "resume" and item.home is not None and item.path not in _unneeded_checkpoints(ledger, item.home):
+        return False  # a training was interrupted there meanwhile
     key = _key(ledger, item.path)
     if item.kind == "attempt" and item.home is not None:
         remove_leftover(_place(ledger, item.home), _below(item.path, item.home))
@@ -229,8 +231,7 @@ def _leftovers(ledger: Ledger, home: Path) -> Iterator[Garbage]:
         for path in map(place.local, find_leftovers(place)):
             yield Garbage("attempt", path, _size(ledger, path), home)
         yield from _uploads(ledger, home)
-        is_spent = _is_there(ledger, home / RESUME) and has_spent_checkpoint(place)
-        for path in map(place.local, [RESUME] if is_spent else find_stale_checkpoints(place)):
+        for path in _unneeded_checkpoints(ledger, home):
             yield Garbage("resume", path, _size(ledger, path), home)
     for path in (home / "snapshots").glob(".*"):
         if _REMOVED.fullmatch(path.name):
@@ -241,6 +242,13 @@ def _leftovers(ledger: Ledger, home: Path) -> Iterator[Garbage]:
     apart = [home / "attempts", home / RESUME, aside]
     below = (path for path in home.rglob(".*") if not any(path.is_relative_to(folder) for folder in apart))
     yield from _temporary(ledger, below, home)
+
+
+def _unneeded_checkpoints(ledger: Ledger, home: Path) -> list[Path]:
+    """Return what below a trajectory no training goes on from."""
+    place = _place(ledger, home)
+    is_spent = _is_there(ledger, home / RESUME) and has_spent_checkpoint(place)
+    return [place.local(key) for key in ([RESUME] if is_spent else find_stale_checkpoints(place))]
 
 
 def _uploads(ledger: Ledger, home: Path) -> Iterator[Garbage]:
