@@ -593,11 +593,13 @@ def test_sweep_file_and_report_go_to_the_sweeps_run(ledger, tmp_path, caplog):
     (tmp_path / "sweep.yaml").write_text("name: study\ntracking: {mlflow: 'http://me:hunter2@tracker'}\n")
     (tmp_path / "report.html").write_text("<h1>Report</h1>")
     running = Mirror.open(ledger, SWEEP, {}, "")
-    for name in ("sweep.yaml", "report.html", "gone.html"):
+    shutil.copy(tmp_path / "sweep.yaml", tmp_path / "sweep.conf")
+    for name in ("sweep.yaml", "sweep.conf", "report.html", "gone.html"):
         running.artifact(tmp_path / name)
     assert not running.close()
     folder = Path(runs_of(uri_of(ledger))[0].info.artifact_uri.removeprefix("file://"))
-    assert (folder / "sweep.yaml").read_text() == "name: study\ntracking: {mlflow: 'http://***@tracker'}\n"
+    for name in ("sweep.yaml", "sweep.conf"):
+        assert (folder / name).read_text() == "name: study\ntracking: {mlflow: 'http://***@tracker'}\n"
     assert (folder / "report.html").read_text() == "<h1>Report</h1>"
     assert "gone.html is gone" in caplog.text
 

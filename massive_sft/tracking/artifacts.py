@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,15 @@ def write_cell_artifacts(ledger: Ledger, record: Record, folder: Path) -> None:
 
 
 def copy_artifact(path: Path, folder: Path) -> None:
-    """Copy a file of the sweep into ``folder``; of a YAML file without what looks like a secret.
+    """Copy a file of the sweep into ``folder``; text, whatever its name ends in, without what looks like a secret.
 
+    A page stays as it is, for its own code may look so, and what it tells comes from records, which hide theirs.
     Raises OSError when it cannot be read.
     """
     data = path.read_bytes()
-    if path.suffix in (".yaml", ".yml"):
-        data = redact(data.decode()).encode()
+    if path.suffix != ".html":
+        with suppress(UnicodeDecodeError):
+            data = redact(data.decode()).encode()
     (folder / path.name).write_bytes(data)
 
 
