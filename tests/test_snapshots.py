@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import threading
@@ -17,6 +18,7 @@ from disturbed import identities
 from small_sweep import small_sweep
 
 from massive_sft.core.fingerprint import hash_file
+from massive_sft.ledger.loss_curve import read_steps
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.snapshots import load_for_scoring
@@ -275,3 +277,69 @@ def test_snapshot_left_without_its_outcome_gives_way_to_one_that_differs(tmp_pat
     run_inline(planned(of_another_layout(path)), lambda event: None)
     assert hash_file(left) != before
     assert {record.attempt for epoch, record in records(tmp_path).items() if epoch} == {2}
+
+
+def curves(folder: Path) -> dict[int, str]:
+    """Return the folder of the loss curve that the record of each epoch rests on: one, as it says."""
+    ledger, found = Ledger.open(folder / "ledger", create=False), {}
+    for epoch, record in records(folder).items():
+        if epoch:
+            (name,) = (name for name in record.files if name.endswith("/losses.jsonl"))
+            steps = list(read_steps(ledger.verified_file(record, name)))
+            assert steps[record.training["steps"] - 1].epoch == epoch
+            found[epoch] = Path(name).parent.name
+    return found
+
+
+@pytest.mark.parametrize("layout", ["auto", 1])
+def test_record_of_a_snapshot_that_was_made_again_is_of_the_training_that_made_it(
+    tmp_path: Path, layout: str | int
+) -> None:
+    kept = {"root": str(tmp_path / "ledger"), "keep_snapshots": {"full": "none", "lora": "none"}}
+    path = sweep_at(tmp_path, storage=kept)
+    run_inline(planned(path), lambda event: None)
+    assert curves(tmp_path) == {1: "epoch-1", 2: "epoch-2", 3: "attempt-1"}
+    first = records(tmp_path)
+    rules = [{"when": {"model": "all"}, "micro_batch": layout}]
+    sweep_at(tmp_path, storage=kept, resources=rules, measures=["layer_change"])
+    run_inline(planned(path), lambda event: None, retrain=True)
+    again = {epoch: record for epoch, record in records(tmp_path).items() if epoch}
+    assert all("layer_change" in record.measures for record in again.values())
+    assert {record.scores == first[epoch].scores for epoch, record in again.items()} == {True}
+    by, layouts = (
+        {record.attempt for record in again.values()},
+        {r.training["layout"]["micro_batch"] for r in again.values()},
+    )
+    if layout == "auto":  # the same weights, so it is the training that it was
+        assert (by, layouts) == ({1}, {"auto"})
+        assert {epoch: record.training for epoch, record in again.items()} == {
+            epoch: record.training for epoch, record in first.items() if epoch
+        }
+        return
+    assert (by, layouts) == ({2}, {1})
+    places = curves(tmp_path)
+    assert all(re.fullmatch(rf"epoch-{epoch}-[0-9a-f]{{8}}", place) for epoch, place in places.items())
+    sweep_at(tmp_path, storage=kept, resources=rules, measures=["layer_change", "token_length"])
+    run_inline(planned(path), lambda event: None)
+    assert {record.attempt for epoch, record in records(tmp_path).items() if epoch} == {2}, "which its weights were of"
+    assert curves(tmp_path) == places
+
+
+def test_killed_right_before_a_snapshot_that_is_made_again_leaves_what_was_scored_with_its_training(
+    tmp_path: Path,
+) -> None:
+    kept = {"root": str(tmp_path / "ledger"), "keep_snapshots": {"full": "none", "lora": "none"}}
+    path = sweep_at(tmp_path, storage=kept)
+    run_inline(planned(path), lambda event: None)
+    rules = [{"when": {"model": "all"}, "micro_batch": 1}]
+    sweep_at(tmp_path, storage=kept, resources=rules, measures=["token_length", "layer_change"])
+    fault = Fault(r"/snapshots/epoch-1$", kill)
+    command("run", path, "--inline", "--retrain", out=tmp_path / "out", fault=fault)
+    run_inline(planned(path), lambda event: None)  # without weights
+    assert {(record.attempt, record.status) for epoch, record in records(tmp_path).items() if epoch} == {
+        (1, Status.PARTIAL)
+    }
+    run_inline(planned(path), lambda event: None, retrain=True)
+    again = [record for epoch, record in records(tmp_path).items() if epoch]
+    assert {(record.status, record.training["layout"]["micro_batch"]) for record in again} == {(Status.COMPLETE, 1)}
+    assert set(curves(tmp_path).values()).isdisjoint({"epoch-1", "epoch-2", "attempt-1"})

@@ -10,7 +10,7 @@ from massive_sft.core.fingerprint import ID_LENGTH
 from massive_sft.ledger.storage import Root, Storage
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
-_OF_TRAINING = re.compile(r"(epoch|attempt)-\d+")
+_OF_TRAINING = re.compile(r"(?P<kind>epoch|attempt)-(?P<number>\d+)(?P<snapshot>-[0-9a-f]{8})?")
 
 
 class LedgerPaths:
@@ -60,13 +60,14 @@ class LedgerPaths:
     def training_dirs(self, trajectory: str) -> list[Path]:
         """Return the folders that say how a trajectory's trainings went, in the order in which they count.
 
-        First ``epoch-<n>``, published with that snapshot while its training went on, by epoch; then ``attempt-<n>``,
-        of finished trainings, by attempt.
+        First ``epoch-<n>``, published with that snapshot while its training went on, by epoch, each before
+        ``epoch-<n>-<snapshot>``, with one that was made again and differs; then ``attempt-<n>``, of finished trainings,
+        by attempt.
         """
         home = self.trajectory(trajectory).at("training")
-        named = [(*item.name.rsplit("-", 1), item.name) for item in home.list() if _OF_TRAINING.fullmatch(item.name)]
-        by_number = sorted(named, key=lambda one: int(one[1]))
-        return [home.fetch(name) for kind in ("epoch", "attempt") for own, _, name in by_number if own == kind]
+        found = [match for item in home.list() if (match := _OF_TRAINING.fullmatch(item.name))]
+        found.sort(key=lambda one: (one["kind"] == "attempt", int(one["number"]), one["snapshot"] or ""))
+        return [home.fetch(match[0]) for match in found]
 
     def sweep_dir(self, name: str) -> Path:
         """Return the folder of a sweep by its name; it need not exist."""

@@ -37,7 +37,7 @@ from massive_sft.running.events import (
 )
 from massive_sft.running.failures import error_text, is_no_room, leave_traceback, missing_on_failure
 from massive_sft.running.measuring import measure_data, measure_layers, measure_texts
-from massive_sft.running.outcome import Trained, find_trained, open_snapshot, snapshot_folder
+from massive_sft.running.outcome import Trained, find_trained, find_trainings, open_snapshot, snapshot_folder
 from massive_sft.running.recorder import RecordWriter, now
 from massive_sft.running.scoring import CellScoring, Weights
 from massive_sft.sweep.cell import Cell
@@ -149,15 +149,16 @@ class CellEvaluator:
         """Score and measure a cell that is trained and write its record; None while somebody else does.
 
         What needs a snapshot that was removed is missing, and the record says so.
+
+        Args:
+            trained: its training, as far as nothing says that its snapshot is of another one.
         """
 
         def make(fresh: CellPlan, claim: Claim) -> Fields:
             reason = trained.diverged(fresh.cell.epoch)
-            diverged: Fields = {"status": Status.DIVERGED, "error": reason}
-            details = diverged if reason else self._score_and_measure(fresh, run, claim)
-            details["files"] = {**trained.files, **details.get("files", {})}
-            details["training"] = trained.summary(fresh.cell.epoch)
-            return {"attempt": trained.outcome["attempt"], "counts": trained.outcome["counts"], **details}
+            if reason:
+                return {"status": Status.DIVERGED, "error": reason, "files": trained.files, **_told(trained, fresh)}
+            return self._score_and_measure(fresh, run, trained, claim)
 
         return self._under_lease(plan, make)
 
@@ -240,7 +241,7 @@ class CellEvaluator:
         details["files"] |= {f"{cell_key(plan.cell.id)}/{key}": scored.files[key] for key in sorted(scored.files)}
         return details
 
-    def _score_and_measure(self, plan: CellPlan, run: RunPlan, claim: Claim) -> Fields:
+    def _score_and_measure(self, plan: CellPlan, run: RunPlan, trained: Trained, claim: Claim) -> Fields:
         details = self._kept_fields(plan) | {"missing": {}}
         with self.open_snapshot(self.ledger, run.trajectory.id, plan.cell.epoch) as found:
             if found is None:
@@ -251,7 +252,25 @@ class CellEvaluator:
                 content = fingerprint({"base": run.trajectory.recipe.parts["base"], "snapshot": hashes})
                 details = self._score(plan, Weights(content, snapshot), details, claim, self._scoring)
             self._measure(plan, run, found[0] if found else None, details)
-        return details
+        trained = self._training_of(plan, run, found[1] if found else None, details["files"]) or trained
+        others = f"{trained.folder.parent.relative_to(self.ledger.root)}/"
+        kept = {name: checksum for name, checksum in details["files"].items() if not name.startswith(others)}
+        return {**details, "files": {**trained.files, **kept}, **_told(trained, plan)}
+
+    def _training_of(
+        self, plan: CellPlan, run: RunPlan, snapshot: Mapping[str, str] | None, files: Mapping[str, str]
+    ) -> Trained | None:
+        """Return the training that gave a snapshot, of several that nothing tells apart none.
+
+        Args:
+            snapshot: its hashes by file; None where it is gone: then the training is meant that the cell's record, by
+                the ``files`` that it rests on, is of already.
+        """
+        epoch = plan.cell.epoch
+        for trained in find_trainings(self.ledger, run.trajectory.id, epoch):
+            if trained.gave(epoch, snapshot) if snapshot else trained.files.keys() & files.keys():
+                return trained
+        return None
 
     def _measure(self, plan: CellPlan, run: RunPlan | None, snapshot: Path | None, details: Fields) -> None:
         """Add what is lacking of a cell's measures to ``details``, and what is missing.
@@ -288,6 +307,12 @@ class CellEvaluator:
                 item.measure, run, self.ledger, seconds, self.gpu, self.warm
             )
         details["files"] |= files
+
+
+def _told(trained: Trained, plan: CellPlan) -> Fields:
+    """Return what a cell's record says of its training."""
+    outcome = trained.outcome
+    return {"attempt": outcome["attempt"], "counts": outcome["counts"], "training": trained.summary(plan.cell.epoch)}
 
 
 def superseding(earlier: Mapping[str, BenchmarkScores], new: Mapping[str, BenchmarkScores]) -> Fields:

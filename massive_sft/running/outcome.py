@@ -22,6 +22,7 @@ from massive_sft.ledger.store import Ledger
 log = logging.getLogger(__name__)
 
 OUTCOME = "training.json"
+SNAPSHOT = "snapshot.json"  # as ``training.snapshot`` writes it, which is heavy
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,10 @@ class Trained:
     """A training that is finished, or has come to a snapshot.
 
     Attributes:
-        folder: ``training/attempt-<n>`` or ``training/epoch-<n>`` of the trajectory: the loss curve and the outcome.
+        folder: one of ``Ledger.training_dirs``: the loss curve and the outcome.
         outcome: what ``training.json`` holds: ``attempt``, ``counts``, ``layout``, facts of the ``run`` so far, and by
-            snapshot epoch (as text) under ``epochs`` what training up to there took and gave.
+            snapshot epoch (as text) under ``epochs`` what training up to there took and gave: among it, where this
+            attempt wrote it, the ``snapshot``, as the SHA-256 of its ``snapshot.json``.
         files: SHA-256 by path below the storage root.
     """
 
@@ -45,12 +47,25 @@ class Trained:
 
     def summary(self, epoch: int) -> dict[str, Any]:
         """Return what a record of this epoch says of its training."""
-        own = {key: value for key, value in self.outcome["epochs"][str(epoch)].items() if key != "diverged"}
+        told = self.outcome["epochs"][str(epoch)].items()
+        own = {key: value for key, value in told if key not in ("diverged", "snapshot")}
         return {**own, **self.outcome["run"], "layout": self.outcome["layout"]}
+
+    def gave(self, epoch: int, snapshot: Mapping[str, str]) -> bool:
+        """Return whether a snapshot of an epoch, by its files' SHA-256, is known to be of this training.
+
+        So is one that another attempt wrote, if it is the same bit by bit.
+        """
+        return bool(self.outcome["epochs"][str(epoch)].get("snapshot") == snapshot[SNAPSHOT])
 
 
 def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
     """Return the training of a trajectory up to an epoch that counts, if there is one; an unsound one does not."""
+    return next(find_trainings(ledger, trajectory, epoch), None)
+
+
+def find_trainings(ledger: Ledger, trajectory: str, epoch: int) -> Iterator[Trained]:
+    """Yield all sound trainings up to an epoch: of more than one where a removed snapshot was made again."""
     for folder in ledger.training_dirs(trajectory):
         try:
             hashes = verify_folder(folder)
@@ -59,10 +74,9 @@ def find_trained(ledger: Ledger, trajectory: str, epoch: int) -> Trained | None:
             ledger.report_corrupt(folder, str(error))
             continue
         if str(epoch) in outcome["epochs"]:
-            return Trained(
+            yield Trained(
                 folder, outcome, {f"{folder.relative_to(ledger.root)}/{name}": h for name, h in hashes.items()}
             )
-    return None
 
 
 def has_spent_checkpoint(trajectory: Root) -> bool:

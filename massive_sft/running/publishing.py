@@ -12,13 +12,14 @@ from statistics import fmean
 from typing import Any
 
 from massive_sft.core.files import read_json, write_json
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.mixture import Counts
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket import Bucket
 from massive_sft.ledger.loss_curve import LOSSES, read_steps
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
-from massive_sft.running.outcome import OUTCOME, find_trained, has_snapshot
+from massive_sft.running.outcome import OUTCOME, find_trained, find_trainings, has_snapshot, snapshot_key
 from massive_sft.sweep.unchanged_files import require_same_model
 from massive_sft.training import snapshot
 from massive_sft.training.checkpoints.disk import link_folder
@@ -35,7 +36,8 @@ class Publisher:
 
     A snapshot and what its training up to there gave are a pair of one attempt: once both are published, a later
     attempt keeps both. A snapshot without the other was left by a process that was killed between the two; nothing
-    rests on it yet, so one that differs gives way.
+    rests on it yet, so one that differs gives way. Of one that was removed and is made again, with other bits than
+    before, the training comes first: ``training/epoch-<n>-<snapshot>``. So a snapshot that is there is never without.
 
     Attributes:
         run: what is trained.
@@ -66,7 +68,7 @@ class Publisher:
             return False
         recipe = self.run.trajectory.recipe
         require_same_model(recipe.model, recipe.parts["base"])
-        self._snapshot(epoch)
+        self._snapshot(epoch, summary)
         if find_trained(self.ledger, self.run.trajectory.id, epoch) is None:
             self._outcome(f"training/epoch-{epoch}", summary, {epoch: summary.diverged[epoch]})
         return True
@@ -77,21 +79,27 @@ class Publisher:
         Raises LeaseLost, OSError, as ``publish_epoch``.
         """
         for epoch in sorted(summary.snapshots.keys() - self._published):
-            self._snapshot(epoch)
+            self._snapshot(epoch, summary)
         self._outcome(outcome_place(self.attempt), summary, summary.diverged)
         (self.attempt.folder / LOSSES).unlink()  # it is published now
 
-    def _snapshot(self, epoch: int) -> None:
-        place = f"snapshots/epoch-{epoch}"
+    def _snapshot(self, epoch: int, summary: TrainingSummary) -> None:
+        place = snapshot_key(epoch)
         trajectory = self.run.trajectory
         self.ledger.write_spec(trajectory.id, {key: json.loads(text) for key, text in trajectory.recipe.parts.items()})
         own, there = self.attempt.folder / place, self.attempt.storage.fetch(place)
+        trainings = list(find_trainings(self.ledger, trajectory.id, epoch))
         if there.is_dir():
-            counts = find_trained(self.ledger, trajectory.id, epoch) is not None or _are_equal(own, there)
+            counts = trainings or _are_equal(own, there)
             if counts and has_snapshot(self.ledger, trajectory.id, epoch):
                 self._published.add(epoch)
                 return
             self.attempt.set_aside(place)
+        content = {snapshot.NAME: hash_file(own / snapshot.NAME)}
+        if trainings and not any(trained.gave(epoch, content) for trained in trainings):
+            self._outcome(
+                f"training/epoch-{epoch}-{content[snapshot.NAME][:8]}", summary, {epoch: summary.diverged[epoch]}
+            )
         finished = self.attempt.folder / f"epoch-{epoch}"
         link_folder(own, finished)
         hashes = {name: file["sha256"] for name, file in read_json(own / snapshot.NAME)["files"].items()}
@@ -106,7 +114,7 @@ class Publisher:
         folder.mkdir(exist_ok=True)
         with (self.attempt.folder / LOSSES).open() as losses, (folder / LOSSES).open("w") as up_to_here:
             up_to_here.writelines(islice(losses, summary.steps))
-        outcome = {
+        outcome: dict[str, Any] = {
             "schema": 1,
             "attempt": self.attempt.number,
             "counts": self.counts.model_dump(mode="json"),
@@ -114,6 +122,10 @@ class Publisher:
             "run": {**_run_facts(summary), **self.cost()},
             "epochs": _epochs(list(read_steps(folder / LOSSES)), diverged),
         }
+        for epoch in diverged:  # not each: the state that it went on from may be beyond some
+            own = self.attempt.folder / snapshot_key(epoch) / snapshot.NAME
+            if own.is_file():
+                outcome["epochs"][str(epoch)]["snapshot"] = hash_file(own)
         write_json(folder / OUTCOME, outcome)
         self.attempt.publish(place, folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.fingerprint import fingerprint
-from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
+from massive_sft.ledger.loss_curve import LOSSES, StepDone, curve_file, read_steps
 from massive_sft.ledger.manifest import verify_folder
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
@@ -41,7 +41,7 @@ def loss_curve(ledger: Ledger, record: Record) -> RunCurve | None:
     record was begun, for that was soon after the last of them.
     """
     epoch = int(record.coordinates.get("epoch") or 0)
-    path = _file(ledger, record.trajectory, epoch) if record.trajectory and epoch else None
+    path = _file(ledger, record, epoch) if epoch else None
     if path is None:
         return None
     steps = [step for step in read_steps(path) if step.epoch <= epoch]
@@ -65,16 +65,18 @@ def _as_json(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _file(ledger: Ledger, trajectory: str, epoch: int) -> Path | None:
-    """Return the curve that was published with an epoch's snapshot, else that of the finished training that went on
-    longest: each is a prefix of the longer ones.
+def _file(ledger: Ledger, record: Record, epoch: int) -> Path | None:
+    """Return the curve that a record rests on, else the one that was published with its epoch's snapshot, else that of
+    the finished training that went on longest.
 
     One that differs from its manifest is reported and does not count.
     """
-    there = [path for folder in ledger.training_dirs(trajectory) if (path := folder / LOSSES).is_file()]
+    folders = ledger.training_dirs(record.trajectory) if record.trajectory else []
+    there = [path for folder in folders if (path := folder / LOSSES).is_file()]
     finished = [path for path in there if path.parent.name.startswith("attempt-")]
     longest = sorted(finished, key=lambda path: path.stat().st_size, reverse=True)
-    for path in [*(path for path in there if path.parent.name == f"epoch-{epoch}"), *longest]:
+    own = [path for path in there if str(path.relative_to(ledger.root)) == curve_file(record)]
+    for path in [*own, *(path for path in there if path.parent.name == f"epoch-{epoch}"), *longest]:
         try:
             verify_folder(path.parent)
         except Corrupt as error:
