@@ -34,6 +34,10 @@ CANARY = "cAnArY0123456789abcdef"
         f'{{\\"api_key\\": \\"{CANARY}\\"}}',
         f"{{\\\\'password\\\\': \\\\'with space {CANARY}\\\\'}}",
         f'password="a \\" quote {CANARY}"',
+        f"proxy-authorization: SSWS   {CANARY}",
+        json.dumps(json.dumps(json.dumps({"x": 1, "password": f'a"b\\c {CANARY}', "y": 2}))),
+        repr(f"it's {json.dumps({'access_token': CANARY})}"),
+        f"body was \\'client_secret\\': \\'cut {CANARY}",
         f"https://account.blob.core.windows.net/c?sv=1&sig={CANARY}",
         f"https://bucket.s3.amazonaws.com/k?X-Amz-Signature={CANARY}",
         f"postgresql://me:{CANARY}@host/db",
@@ -73,6 +77,8 @@ def test_redact_harmless_text_is_kept(text):
 def test_redact_keeps_what_surrounds_a_secret():
     assert redact(f"https://me:{CANARY}@host/db?a=1 failed") == "https://***@host/db?a=1 failed"
     assert redact(f"?access_token={CANARY}&b=2") == "?access_token=***&b=2"
+    assert redact(rf"{{\"api_key\": \"{CANARY}\", \"b\": 2}}") == r"{\"api_key\": ***, \"b\": 2}"
+    assert redact(f"Authorization: SSWS {CANARY}\nHost: x") == "Authorization: ***\nHost: x"
 
 
 def test_arguments_secret_after_its_flag_is_hidden():
@@ -120,7 +126,23 @@ def test_capture_git_tells_commit_and_change(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", ["a", "a-", "-", "token ", "token=", "a.b_", "http://a", "eyJ", "key: '", 'x"', 'key: "\\', '\\"', "?sig="]
+    "part",
+    [
+        "a",
+        "a-",
+        "-",
+        "token ",
+        "token=",
+        "a.b_",
+        "http://a",
+        "eyJ",
+        "key: '",
+        'x"',
+        'key: "\\',
+        '\\"',
+        "?sig=",
+        "authorization: a ",
+    ],
 )
 @pytest.mark.timeout(20)
 def test_redact_long_text_takes_no_quadratic_time(part):

@@ -31,12 +31,15 @@ _SECRET_NAME = (
 )
 # Names that end like a secret and are none; hiding them would make tokenizer errors unreadable.
 _HARMLESS_NAME = r"(?:[\w.-]*[._-])?(?:bos|eos|pad|unk|sep|cls|mask|special|next|per|new|max|image)[-_]?token"
+# Between a name and its value, and the value. Quotes are escaped, once or more often, in JSON or a repr that stands in
+# another; one that is not closed, where a text was cut, reaches to the end of the line.
+_IS = r"(\\*[\"']?\s*[=:]\s*)"
+_VALUE = r"(?:(?P<quote>\\*[\"'])(?:[\s\S]*?(?<!\\)(?P=quote)|.*)|[^\s\"'&,;}]+)"
 _NAMED = re.compile(
-    rf"(?i)(?<![\w.-])(?!{_HARMLESS_NAME}\b)(-{{0,2}}{_SECRET_NAME})(\\*[\"']?\s*[=:]\s*)"
-    r"(?:(?:bearer|basic|token|apikey|digest|negotiate)\s+)?"
-    # Also as they stand in JSON or a repr within another string: \"value\".
-    r"(\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|\\+\"[^\"]*\"|\\+'[^']*'|[^\s\"'&,;}]+)"
+    rf"(?i)(?<![\w.-])(?!{_HARMLESS_NAME}\b)(-{{0,2}}{_SECRET_NAME}){_IS}"
+    rf"(?:(?:bearer|basic|token|apikey|digest|negotiate)\s+)?{_VALUE}"
 )
+_HEADER = re.compile(rf"(?i)(?<![\w.-])((?:[\w.-]*[._-])?authorization){_IS}(?:[a-z][\w-]*[ \t]+)?{_VALUE}")
 _FLAG = re.compile(rf"(?i)-{{1,2}}(?!{_HARMLESS_NAME}$){_SECRET_NAME}")
 _USERINFO = re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://)[^/\s]*@")
 _BEARER = re.compile(r"(?i)\b(bearer)\s+[\w.~+/=-]{8,}")
@@ -51,10 +54,11 @@ def redact(text: str) -> str:
     """Return ``text`` with what looks like a secret replaced by ``***``.
 
     Hidden are the value of ``name=value`` or ``name: value`` whose name is a token, secret, password or key,
-    the ``user:password`` of a URI, authorization headers, the signature of a URI, and tokens of well-known services by
-    their shape.
+    the ``user:password`` of a URI, authorization headers of any scheme, the signature of a URI, and tokens of
+    well-known services by their shape.
     """
     text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
+    text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
     text = _NAMED.sub(rf"\1\2{HIDDEN}", text)
     text = _SIGNED.sub(rf"\1{HIDDEN}", text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
