@@ -40,7 +40,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.scheduling import cluster, end_request, package
 from massive_sft.scheduling.cluster import connected
 from massive_sft.scheduling.cluster_paths import Answer, Wanted
-from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address, submit_job
+from massive_sft.scheduling.jobs import job_logs, job_status, list_jobs, resolve_address, send_job, submit_job
 from massive_sft.scheduling.package import find_tree, write_package
 from massive_sft.scheduling.portable import client_only
 from massive_sft.scheduling.submit import Command, entrypoint, submission_stem, submit_sweep
@@ -454,6 +454,52 @@ def test_submit_without_a_cluster_says_so_beside_the_other_problems(tmp_path: Pa
         submit_sweep(load_sweep(path), (), f"http://127.0.0.1:{free_port()}", tmp_path, print)
     assert [problem.place for problem in caught.value.problems] == ["--address", f"{path}: storage.root"]
     assert caught.value.exit_code == 2
+
+
+class Dashboard(BaseHTTPRequestHandler):
+    """A head's, as far as jobs are submitted to it: an id that it knows is refused, as Ray does."""
+
+    ids: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        known = [
+            {"type": "SUBMISSION", "submission_id": one, "status": "FAILED", "entrypoint": "x"} for one in self.ids
+        ]
+        is_list = self.path.startswith("/api/jobs")
+        self._answer(200, known if is_list else {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["submission_id"]
+        if asked in self.ids:
+            self._answer(500, f"Job with submission_id {asked} already exists.")
+            return
+        self.ids.append(asked)
+        self._answer(200, {"job_id": asked, "submission_id": asked})
+
+    def _answer(self, status: int, content: object) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("known", "started"),
+    [([], 1), (["s-abc-1"], 2), (["s-abc-2"], 3), (["s-abc-3", "s-abc-1"], 4), (["s-abc-9", "s-abc-10"], 11)],
+)
+def test_job_whose_equals_were_deleted_gets_an_id_that_none_has(
+    known: list[str], started: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dashboard, "ids", [*known, "s-abcd-77", "s-abc-x"])
+    with ZipFile(tmp_path / "tree.zip", "w") as file:
+        file.writestr("tree/a", "")
+    with HTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sent = send_job(f"http://127.0.0.1:{server.server_port}", "x", tmp_path / "tree.zip", "s", "s-abc")
+        server.shutdown()
+    assert (sent.id, sent.is_new, Dashboard.ids[-1]) == (f"s-abc-{started}", True, f"s-abc-{started}")
 
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "RAY_AUTH_MODE=token"), (404, "not as a Ray dashboard")])

@@ -116,7 +116,8 @@ def send_job(address: str, entrypoint: str, package: Path, sweep: str, stem: str
         going = next((job for job in equal if not job.has_ended), None)
         if going is not None:
             return Sent(going.id, False)
-        job = f"{stem}-{len(equal) + 1}"
+        # Above all that are there: of those below some may have been deleted.
+        job = f"{stem}-{max((int(one.id.rpartition('-')[2]) for one in equal), default=0) + 1}"
         environment = {"working_dir": str(package)}
         try:
             submit_job(
