@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sample_records import note_report
-from small_sweep import small_sweep
+from small_sweep import one_lora, small_sweep
 from typer.testing import CliRunner
 
 import massive_sft as ms
@@ -534,6 +534,25 @@ def test_snapshot_that_another_sweep_keeps_for_good_is_not_removed(copy: Path, l
     retain(run_plan, KeepSnapshots(full="none", lora="none"), ledger)
     found = [epoch for epoch in (1, 2) if snapshot_folder(ledger, run_plan.trajectory.id, epoch).is_dir()]
     assert found == left
+
+
+def test_snapshots_that_a_killed_run_left_go_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        """As SIGKILL."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    storage = {"root": str(tmp_path / "ledger"), "keep_snapshots": {"lora": "last"}}
+    path = one_lora(tmp_path, evaluation={"base": False, "tasks": []}, measures=["token_length"], storage=storage)
+    plan = make_plan(load_sweep(path))
+    ledger, trajectory = Ledger.open(plan.root), plan.runs[0].trajectory.id
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("massive_sft.running.inline.retain", killed)
+        ms.run(path, inline=True)
+    assert all(cell.is_done for cell in make_plan(load_sweep(path)).cells)
+    ms.run(path, inline=True)
+    assert [snapshot_folder(ledger, trajectory, epoch).is_dir() for epoch in (1, 2)] == [False, True]
 
 
 def test_run_says_what_it_wants_before_it_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from massive_sft.running.check import require_runnable
 from massive_sft.running.events import CellRecorded, CellSkipped, Decided, Listen, RunEvent
 from massive_sft.running.peers import requirements_left, run_with_peers
 from massive_sft.running.search_work import SearchWork
+from massive_sft.running.trial import retain_rest
 from massive_sft.running.work import WorkSource
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.search.tags import search_tags, tags_of
@@ -125,6 +126,7 @@ def execute(
         _learn(after, ledger, progress.say)
         results = None if stop() else results_of(after)
         if results is not None:
+            retain_rest(after, ledger, progress.say)  # before the report, which says that a run came to its end
             _report(after, results, mirror, progress.say)
     finally:
         if work is not None:

@@ -12,6 +12,7 @@ from functools import partial
 
 from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.turn_taking import Turn, take_turns
+from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process
@@ -231,17 +232,31 @@ class _Trial:
         return bool(trained.diverged(epoch)) or has_snapshot(self.ledger, self.run.trajectory.id, epoch)
 
 
-def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> None:
+def retain(run: RunPlan, policy: KeepSnapshots, ledger: Ledger) -> list[CellPlan]:
     """Remove the snapshots that the policy does not keep, of complete cells of which no live run wants more.
 
-    Those that another sweep's policy keeps, by its last run, stay.
+    Those that another sweep's policy keeps, by its last run, stay. Returns the cells that have none now.
     """
+    removed = []
     for cell in run.cells:
         if is_kept(run, cell.cell.epoch, policy) or sweeps_keeping_snapshot(ledger.sweeps, cell.cell.id):
             continue
         record = ledger.read_record(cell.cell.id)
         if record is not None and _is_settled(cell.with_record(record), record, ledger):
             remove_snapshot(ledger, run.trajectory.id, cell.cell.epoch)
+            removed.append(cell)
+    return removed
+
+
+def retain_rest(plan: Plan, ledger: Ledger, say: Callable[[str], None]) -> None:
+    """Remove the snapshots that ``retain`` would have, had their run not been killed before it came to that."""
+    policy, removed = plan.sweep.file.storage.keep_snapshots, 0
+    for run in plan.runs:
+        epochs = [cell.cell.epoch for cell in run.cells if cell.is_done and not is_kept(run, cell.cell.epoch, policy)]
+        left = ledger.snapshots(run.trajectory.id).intersection(f"epoch-{epoch}" for epoch in epochs) if epochs else ()
+        removed += sum(f"epoch-{cell.cell.epoch}" in left for cell in retain(run, policy, ledger)) if left else 0
+    if removed:
+        say(f"removed {counted(removed, 'snapshot')} that an earlier run left (storage.keep_snapshots)")
 
 
 def _is_settled(cell: CellPlan, record: Record, ledger: Ledger) -> bool:
