@@ -175,6 +175,30 @@ def test_logs_say_of_an_attempt_that_was_killed_that_it_is_not_finished(
     assert [(attempt["state"], attempt["traceback"]) for attempt in shown] == [("not finished", None)]
 
 
+def test_logs_of_a_cell_show_the_curve_of_the_attempt_that_its_record_names(
+    sweep: Path, copied: Callable[..., Path]
+) -> None:
+    """The first attempt ended after epoch 1, the third went on to epoch 2."""
+    overlay = copied()
+    plan = plan_of(sweep, overlay)
+    ledger, run = Ledger.open(plan.root), plan.runs[0]
+    training = ledger.trajectory_dir(run.trajectory.id) / "training"
+    assert (training / "epoch-1").is_dir()
+    (training / "attempt-1").rename(training / "attempt-3")
+    first, second = (cell_of(plan, run.trajectory.recipe.setting.method, epoch) for epoch in (1, 2))
+    later = ledger.read_record(second)
+    assert later is not None
+    files = {name.replace("attempt-1/", "attempt-3/"): checksum for name, checksum in later.files.items()}
+    ledger.write_record(later.model_copy(update={"attempt": 3, "files": files}))
+    for cell, number in ((first, 1), (second, 3)):
+        _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
+        assert f"(attempt {number})" in text and "attempt 3: published" in text
+        assert (
+            "attempt 1: not finished, but epoch 1 counts" in text
+            or "attempt 1" not in text.partition("(attempt")[2][3:]
+        )
+
+
 def test_logs_of_an_unknown_cell_name_the_nearest(sweep: Path, full: str) -> None:
     wrong = full[:6] + "zz"
     code, text = call("logs", wrong, "--sweep", sweep)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +17,15 @@ from rich.text import Text
 from massive_sft.cli.cell_lookup import CellMatch, locate_cell
 from massive_sft.cli.options import CellId, Json, Overlays, Sweep, console, print_json
 from massive_sft.cli.views import STYLES, make_table
+from massive_sft.core.errors import Corrupt
+from massive_sft.core.files import read_json
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.failures import TRACEBACK
+from massive_sft.running.outcome import OUTCOME
 
+PUBLISHED = "published"
 WIDTH = 60  # columns of the curve
 ROWS = 40  # epochs listed
 _BARS = "▁▂▃▄▅▆▇█"
@@ -35,6 +40,7 @@ class AttemptLog:
             ``not finished`` (stopped or killed).
         losses: its curve as far as it got; None when it took no step.
         traceback: why it failed; empty when it left none.
+        epochs: whose outcome it published before it was stopped.
     """
 
     number: int
@@ -42,6 +48,7 @@ class AttemptLog:
     folder: Path
     losses: Path | None
     traceback: str
+    epochs: tuple[int, ...] = ()
 
 
 def logs(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: Json = False) -> None:
@@ -58,8 +65,9 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
     home = ledger.trajectory(trajectory)
     seen = read_lease(home.at("lease"))
     live = {seen.number: "waits for its workers" if seen.waits else "at work"} if seen and seen.seems_live() else {}
-    folders = [path for path in ledger.training_dirs(trajectory) if path.name.startswith("attempt-")]
-    published = {int(path.name.rpartition("-")[2]): path for path in folders}
+    folders = ledger.training_dirs(trajectory)
+    published = {int(path.name.rpartition("-")[2]): path for path in folders if path.name.startswith("attempt-")}
+    epochs = _epochs_by_attempt(path for path in folders if path.name.startswith("epoch-"))
     names = {item.name for item in home.list("attempts")} | {path.name for path in home.local("attempts").glob("*")}
     logs = []
     for number in sorted(published.keys() | {int(name) for name in names if name.isdecimal()}):
@@ -68,11 +76,20 @@ def attempts(ledger: Ledger, trajectory: str) -> list[AttemptLog]:
         trace = home.fetch_file(f"attempts/{number}/{TRACEBACK}")
         text = trace.read_text() if trace.is_file() else ""
         ended = "failed" if text else "not finished"
-        state = "published" if number in published else live.get(number, ended)
+        state = PUBLISHED if number in published else live.get(number, ended)
         if state == ended and not text and not any(folder.glob("*")):
             continue  # it was only to hold the training while its cells were scored
-        logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text))
+        logs.append(AttemptLog(number, state, folder, losses if losses.is_file() else None, text, epochs[number]))
     return logs
+
+
+def _epochs_by_attempt(folders: Iterable[Path]) -> dict[int, tuple[int, ...]]:
+    """Return, by the attempt, the epochs whose outcome lies in these folders, one each."""
+    found: dict[int, tuple[int, ...]] = defaultdict(tuple)
+    for folder in folders:
+        with suppress(OSError, Corrupt, KeyError, TypeError):
+            found[read_json(folder / OUTCOME)["attempt"]] += (int(folder.name.rpartition("-")[2]),)
+    return found
 
 
 def last_step(ledger: Ledger, trajectory: str) -> StepDone | None:
@@ -88,9 +105,18 @@ def last_step(ledger: Ledger, trajectory: str) -> StepDone | None:
     return steps[-1] if steps else None
 
 
-def shown_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:
+def own_curve(match: CellMatch) -> AttemptLog | None:
+    """Return the curve that a cell's record rests on, with the attempt that took its steps; None without one."""
+    record = match.asked_record
+    name = None if record is None else next((name for name in record.files if name.endswith(f"/{LOSSES}")), None)
+    if record is None or name is None or not (path := match.ledger.storage.fetch_file(name)).is_file():
+        return None
+    return AttemptLog(record.attempt, PUBLISHED, path.parent, path, "")
+
+
+def longest_curve(tries: Sequence[AttemptLog]) -> AttemptLog | None:
     """Return the attempt whose curve counts: of those published the longest, else the newest that took a step."""
-    published = [attempt for attempt in tries if attempt.state == "published" and attempt.losses]
+    published = [attempt for attempt in tries if attempt.state == PUBLISHED and attempt.losses]
     if published:
         return max(published, key=lambda attempt: attempt.losses.stat().st_size if attempt.losses else 0)
     return next((attempt for attempt in reversed(tries) if attempt.losses and attempt.losses.stat().st_size), None)
@@ -134,7 +160,7 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 def logs_json(match: CellMatch) -> dict[str, Any]:
     """Return what ``logs`` shows as JSON values; the curve's steps are in the file it names."""
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
-    curve = shown_curve(tries)
+    curve = own_curve(match) or longest_curve(tries)
     return {
         "schema": 1,
         "cell": match.id,
@@ -166,7 +192,7 @@ def logs_view(match: CellMatch) -> Group:
     if match.error:
         parts.append(Text(match.error, style="red"))
     tries = attempts(match.ledger, match.trajectory) if match.trajectory else []
-    curve = shown_curve(tries)
+    curve = own_curve(match) or longest_curve(tries)
     if curve is not None and curve.losses is not None:
         epoch = match.coordinates.epoch
         parts += _curve_view(curve, [step for step in read_steps(curve.losses) if step.epoch <= epoch])
@@ -175,7 +201,10 @@ def logs_view(match: CellMatch) -> Group:
     elif match.trajectory:
         parts.append(Text("no optimizer step was taken yet", style="dim"))
     for attempt in tries:
-        parts += [Text(), Text(f"attempt {attempt.number}: {attempt.state}, {attempt.folder}")]
+        parts += [
+            Text(),
+            Text(f"attempt {attempt.number}: {attempt.state}{_published_part(attempt)}, {attempt.folder}"),
+        ]
         parts += [Text(attempt.traceback.rstrip(), style="red")] if attempt.traceback else []
     trace = _cell_traceback(match)
     if trace:
@@ -183,6 +212,15 @@ def logs_view(match: CellMatch) -> Group:
     files = _files(match)
     parts += [Text(), *(Text(f"files: {path}", style="dim") for path in files)] if files else []
     return Group(*parts)
+
+
+def _published_part(attempt: AttemptLog) -> str:
+    """Return which epochs an attempt published that did not get to its end."""
+    if not attempt.epochs or attempt.state == PUBLISHED:
+        return ""
+    several = len(attempt.epochs) > 1
+    named = f"epochs {', '.join(map(str, attempt.epochs))}" if several else f"epoch {attempt.epochs[0]}"
+    return f", but {named} {'count' if several else 'counts'}"
 
 
 def _curve_view(curve: AttemptLog, steps: list[StepDone]) -> list[Any]:

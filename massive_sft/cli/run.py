@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -112,9 +112,8 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     after = [cell for cell in done.cells if cell.cell.id in wanted]
     if ended.results is not None:
         out.print(score_table(ended.results, wanted, out.width))
-    for method, count in count_gone(done, {cell.cell.id for cell in selected.cells if not cell.is_done}).items():
-        what = f"{count} snapshots of {method} tuning were" if count > 1 else f"the snapshot of {method} tuning was"
-        out.print(f"{what} removed once scored (storage.keep_snapshots)", soft_wrap=True)
+    for line in _gone_lines(done, {cell.cell.id for cell in selected.cells if not cell.is_done}):
+        out.print(line, soft_wrap=True)
     of = "" if len(after) == len(done.cells) else f"{len(after)} of the sweep's {counted(len(done.cells), 'cell')}: "
     out.print(f"{of}{_counts(after)}; results in {selected.storage}", soft_wrap=True)
     if decides:
@@ -133,6 +132,13 @@ def execute_plan(selected: Plan, whole: Plan, inline: bool | None, retrain: bool
     if stop():
         out.print(f"stopped by {stop.reason}; run the same command to go on", soft_wrap=True)
     raise typer.Exit(stop.exit_code if stop() else ExitCode.INCOMPLETE)
+
+
+def _gone_lines(plan: Plan, made: Collection[str]) -> Iterator[str]:
+    """Yield what became of the snapshots of cells that were made, where some are gone."""
+    for method, (gone, complete) in count_gone(plan, made).items():
+        what = f"{gone} of {complete} snapshots" if gone < complete else counted(gone, "snapshot")
+        yield f"{what} of {method} tuning {'was' if gone == 1 else 'were'} removed once scored (storage.keep_snapshots)"
 
 
 def _counts(cells: Sequence[CellPlan]) -> str:

@@ -33,17 +33,20 @@ def count_removed(plan: Plan, retrain: bool = False) -> Counter[str]:
     )
 
 
-def count_gone(plan: Plan, cells: Collection[str]) -> Counter[str]:
-    """Return how many of these cells that are COMPLETE have no snapshot any more, by method."""
+def count_gone(plan: Plan, cells: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return, by method, how many of these cells that are COMPLETE have no snapshot any more, and how many they are.
+
+    A method of which every cell has its snapshot is not there.
+    """
     ledger = Ledger(plan.storage)
-    return Counter(
-        run.trajectory.recipe.setting.method
-        for run in plan.runs
-        for cell in run.cells
-        if cell.cell.id in cells
-        and cell.status is Status.COMPLETE
-        and not ledger.has_snapshot(run.trajectory.id, cell.cell.epoch)
-    )
+    complete, gone = Counter[str](), Counter[str]()
+    for run in plan.runs:
+        method = run.trajectory.recipe.setting.method
+        for cell in run.cells:
+            if cell.cell.id in cells and cell.status is Status.COMPLETE:
+                complete[method] += 1
+                gone[method] += not ledger.has_snapshot(run.trajectory.id, cell.cell.epoch)
+    return {method: (count, complete[method]) for method, count in gone.items() if count}
 
 
 def kept_cells(plan: Plan) -> list[str]:
