@@ -187,6 +187,27 @@ def test_every_broken_benchmark_is_named_with_its_place_at_once(home: Path, task
     assert len(problems) == len(BROKEN), problems
 
 
+@pytest.mark.parametrize("place", ["own", "included", "member", "member's"])
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("metadata: {version: 2}\n", "a key is there a second time in one mapping"),
+        ("repeats:\t1\n", "is not valid YAML"),
+    ],
+)
+def test_task_file_of_which_lm_eval_reads_what_yaml_does_not_allow_is_refused(
+    home: Path, tmp_path: Path, place: str, text: str, rule: str
+) -> None:
+    (tmp_path / "q.jsonl").write_text('{"q": "a", "a": "b"}\n')
+    broken = Path(write_task(tmp_path, "leaf", {}))
+    broken.write_text(broken.read_text() + text)
+    (tmp_path / "own.yaml").write_text("include: leaf.yaml\ntask: own\n")
+    (tmp_path / "group.yaml").write_text(f"group: g\ntask: [{'leaf' if place == 'member' else 'own'}]\n")
+    file = {"own": "leaf.yaml", "included": "own.yaml"}.get(place, "group.yaml")
+    (problem,) = found(home, evaluation=evaluation({"path": str(tmp_path / file)}))
+    assert f"evaluation.tasks[0].path: {broken}:" in problem and rule in problem
+
+
 def test_data_of_a_task_file_may_be_named_by_a_variable(
     home: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

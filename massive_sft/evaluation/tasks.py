@@ -40,7 +40,7 @@ from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
-from massive_sft.suites.declared import number_of_shots, title
+from massive_sft.suites.declared import number_of_shots, title, unread
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
 
@@ -121,7 +121,7 @@ def _file_problem(path: Path) -> str | None:
         return str(error)
     if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
         return "must hold a task or a group"
-    return _keys_problem(config)
+    return next(unread(path), None) or _keys_problem(config)
 
 
 def _keys_problem(config: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from massive_sft.suites.task_files import GENERATES, Node, TaskFacts, TaskFiles, facts_of, members_of, task_facts
 from massive_sft.sweep.schema import Task
-from massive_sft.sweep.yaml_file import YAMLError, read_tagged
+from massive_sft.sweep.yaml_file import YAMLError, read_tagged, yaml_problem
 
 
 def facts_by_task(tasks: Iterable[Task]) -> dict[Task, TaskFacts]:
@@ -66,6 +66,28 @@ def number_of_shots(named: Any) -> int | None:
     return int(named) if isinstance(named, int) or (isinstance(named, float) and named.is_integer()) else None
 
 
+def unread(path: Path, above: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """Yield why a benchmark's file, what it includes and a group's members cannot be read, though lm-eval may do so.
+
+    Ids and numbers of shots are made of these files by YAML's rules, which lm-eval's reader keeps less strictly.
+    """
+    try:
+        read = read_tagged(path)
+    except (YAMLError, ValueError) as error:
+        yield str(yaml_problem(path, error))
+        return
+    if not isinstance(read, dict) or path in above:
+        return
+    beside = [Path(os.path.normpath(path.parent / str(name))) for name in _included(read)]
+    if "group" in read:
+        files = TaskFiles(path.parent)
+        facts_of(node for member, shots in members_of(read) for node in files.below(member, set(), shots))
+        beside += [Path(file) for file in files.take_read() if not file.endswith(".py")]
+    for file in beside:
+        if file.is_file():
+            yield from unread(file, above | {path})
+
+
 def _file_facts(path: Path) -> TaskFacts:
     try:
         return facts_of(_of_file(path))
@@ -95,8 +117,12 @@ def _content(path: Path, above: frozenset[Path]) -> dict[str, Any]:
         return {}
     if not isinstance(read, dict) or path in above:
         return {}
-    included = read.get("include") or []
     below: dict[str, Any] = {}
-    for name in included if isinstance(included, list) else [included]:
+    for name in _included(read):
         below |= _content(Path(os.path.normpath(path.parent / str(name))), above | {path})
     return below | read
+
+
+def _included(read: dict[str, Any]) -> list[Any]:
+    included = read.get("include") or []
+    return included if isinstance(included, list) else [included]

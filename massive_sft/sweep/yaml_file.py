@@ -25,20 +25,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InvalidInput(Problem(str(path), f"there is no such file{name_beside(path)}")) from None
     except OSError as error:
         raise InvalidInput(Problem(str(path), f"cannot be read ({error.strerror})")) from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(Problem(str(path), f"is not UTF-8 text ({error.reason})")) from None
-    except DuplicateKeyError as error:
-        mark, key = error.problem_mark, _DUPLICATE.search(str(error.problem))
-        rule = "a key is there a second time in one mapping"
-        raise InvalidInput(Problem(f"{path}:{mark.line + 1}", rule, key[1] if key else UNSET)) from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InvalidInput(Problem(where, f"is not valid YAML: {error.problem}")) from None
-    except YAMLError as error:
-        raise InvalidInput(Problem(str(path), f"is not valid YAML: {error}")) from None
-    except ValueError as error:  # a date such as 2024-13-01, a number of thousands of digits
-        raise InvalidInput(Problem(str(path), f"holds a value that cannot be read: {error}")) from None
+    except (YAMLError, ValueError) as error:
+        raise InvalidInput(yaml_problem(path, error)) from None
     if not isinstance(value, dict):
         raise InvalidInput(Problem(str(path), "must be a mapping (key: value)", value))
     count = _values(value, {})
@@ -46,6 +34,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         rule = f"holds {count:,} values once its anchors are replaced, more than {MAX_VALUES:,}"
         raise InvalidInput(Problem(str(path), rule))
     return value
+
+
+def yaml_problem(path: Path, error: YAMLError | ValueError) -> Problem:
+    """Return what is wrong with a YAML file by the error that reading it raised, with its line where that is known."""
+    if isinstance(error, UnicodeDecodeError):
+        return Problem(str(path), f"is not UTF-8 text ({error.reason})")
+    if isinstance(error, DuplicateKeyError):
+        key = _DUPLICATE.search(str(error.problem))
+        rule = "a key is there a second time in one mapping"
+        return Problem(f"{path}:{error.problem_mark.line + 1}", rule, key[1] if key else UNSET)
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        return Problem(f"{path}:{mark.line + 1}" if mark else str(path), f"is not valid YAML: {error.problem}")
+    if isinstance(error, YAMLError):
+        return Problem(str(path), f"is not valid YAML: {error}")
+    # Such as of a date like 2024-13-01, of a number of thousands of digits.
+    return Problem(str(path), f"holds a value that cannot be read: {error}")
 
 
 def _values(value: Any, known: dict[int, int]) -> int:
@@ -62,7 +67,7 @@ def _values(value: Any, known: dict[int, int]) -> int:
 MAX_VALUES = 5_000_000
 _DUPLICATE = re.compile('found duplicate key "(.*?)" with value')
 
-__all__ = ["YAMLError", "merge_overlay", "read_tagged", "read_yaml", "with_text_keys"]
+__all__ = ["YAMLError", "merge_overlay", "read_tagged", "read_yaml", "with_text_keys", "yaml_problem"]
 
 
 class _AnyTag(SafeConstructor):
