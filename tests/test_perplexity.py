@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from evaluation_world import gpt2, llama, tokenizer
 
+from massive_sft.core.checksummed_json import seal
+from massive_sft.core.errors import Unsupported
 from massive_sft.data.encoding import special_tokens
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.storage import Folder
@@ -104,6 +107,30 @@ def test_uniform_model_has_a_perplexity_of_its_vocabulary() -> None:
     summary = perplexity(model, SAMPLES, SPECIAL).summary()
     assert summary["all"]["perplexity_micro"] == pytest.approx(267, rel=1e-5)
     assert summary["response"]["perplexity_macro"] == pytest.approx(267, rel=1e-5)
+
+
+def test_token_that_cannot_come_leaves_what_does_not_rest_on_it() -> None:
+    """A special token of the data has probability 0: text and bits per byte are as without it."""
+    model = llama()
+    tokens = SAMPLES.tokens.copy()
+    tokens[5] = 2
+    samples = replace(SAMPLES, tokens=tokens)
+    plain = perplexity(model, samples, SPECIAL)
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(267))
+    model.lm_head.bias.data[2] = -math.inf
+    found = perplexity(model, samples, SPECIAL)
+    assert np.isinf(found.all.special_nll[0]) and np.isfinite(found.all.nll).all()
+    summary = found.summary()["all"]
+    assert (summary["special_nll"], summary["perplexity_micro"], summary["perplexity_macro"]) == (None, None, None)
+    assert summary["bits_per_byte_micro"] == pytest.approx(plain.summary()["all"]["bits_per_byte_micro"], rel=0.01)
+    seal(found.summary())
+
+
+def test_model_without_numbers_is_refused() -> None:
+    model = llama()
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    with pytest.raises(Unsupported, match="no numbers"):
+        perplexity(model, SAMPLES, SPECIAL)
 
 
 def test_rerun_is_bit_identical_and_batches_change_little() -> None:

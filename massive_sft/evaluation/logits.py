@@ -14,6 +14,8 @@ from massive_sft.models.chosen_positions import ChosenPositions
 GPU_POSITIONS_AT_ONCE, CPU_POSITIONS_AT_ONCE = 256, 16
 LOGITS_AT_ONCE = 2**29  # logits of a batch where every position is needed: 1 GiB in bf16
 
+NO_NUMBERS = "the model gives no numbers (NaN): its weights hold some, or its dtype is too small for it"
+
 
 def dense_budget(model: Any, token_budget: int) -> int:
     """Return the tokens of a batch where every position's logits are needed: fewer for a large vocabulary."""
@@ -50,7 +52,7 @@ def likeliest(logits: torch.Tensor) -> torch.Tensor:
     """
     largest, tokens = logits.max(dim=-1)
     if bool(largest.isnan().any()):
-        raise Unsupported("the model gives no numbers (NaN): its weights hold some, or its dtype is too small for it")
+        raise Unsupported(NO_NUMBERS)
     return tokens
 
 

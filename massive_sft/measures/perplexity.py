@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import torch
 
 from massive_sft.core.checksummed_json import seal, unseal
-from massive_sft.core.errors import Corrupt
+from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
-from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_logprobs
+from massive_sft.evaluation.logits import NO_NUMBERS, chosen_logits, dense_budget, target_logprobs
 from massive_sft.ledger.storage import Storage
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
@@ -129,7 +129,8 @@ def load_summary(place: Storage) -> dict[str, Any] | None:
 
 
 def _ratio(total: float, count: float) -> float | None:
-    return float(total / count) if count else None
+    """Return total / count; ``None`` when nothing was counted, or a token cannot come (infinite NLL)."""
+    return float(total / count) if count and math.isfinite(total) else None
 
 
 def _exp_mean(total: float, count: float) -> float | None:
@@ -150,7 +151,7 @@ def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: 
         token_budget: tokens of a batch with padding; by the kind of device when ``None``.
 
     Raises:
-        Unsupported: a single sample does not fit into memory.
+        Unsupported: a single sample does not fit into memory, or the model gives NaN for one.
     """
     nll = np.zeros(len(samples.tokens))  # of each token; 0 for a sample's first, which nothing predicts
     splits = 0
@@ -160,6 +161,8 @@ def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: 
         for index, values in zip(batch, results, strict=True):
             nll[samples.offsets[index] + 1 : samples.offsets[index + 1]] = values
         splits += made
+    if np.isnan(nll).any():
+        raise Unsupported(NO_NUMBERS)
     predicted = np.ones(len(samples.tokens), dtype=bool)
     predicted[samples.offsets[:-1][samples.lengths > 0]] = False
     is_special = special[samples.tokens]
@@ -176,9 +179,9 @@ def _likelihoods(
     """Sum over the chosen tokens of each sample. All but ``text_bytes`` are of shape (total tokens,)."""
     of_text, of_special = chosen & ~special, chosen & special
     return Likelihoods(
-        nll=_per_sample(samples, nll * of_text),
+        nll=_per_sample(samples, np.where(of_text, nll, 0.0)),  # a product would make NaN of infinity
         tokens=_per_sample(samples, of_text.astype(np.int64)),
-        special_nll=_per_sample(samples, nll * of_special),
+        special_nll=_per_sample(samples, np.where(of_special, nll, 0.0)),
         special_tokens=_per_sample(samples, of_special.astype(np.int64)),
         text_bytes=text_bytes,
     )

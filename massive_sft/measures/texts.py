@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from massive_sft.core.errors import Interrupted, InvalidInput, Problem
+from massive_sft.core.errors import Interrupted, InvalidInput, Problem, Unsupported
 from massive_sft.evaluation import intervals
+from massive_sft.evaluation.logits import NO_NUMBERS
 from massive_sft.evaluation.requests import Rolling
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.shards import Cut, shards
@@ -56,7 +57,7 @@ class TextLikelihoods:
             "texts": count,
             "tokens": int(self.tokens.sum()),
             "bytes": int(self.text_bytes.sum()),
-            "perplexity": math.exp(mean) if mean < intervals.LARGEST_EXPONENT else None,  # NaN included
+            "perplexity": math.exp(mean) if mean < intervals.LARGEST_EXPONENT else None,
             "perplexity_interval": [per_token.low, per_token.high] if per_token else None,
             "bits_per_byte": bits if math.isfinite(bits) else None,
             "bits_per_byte_interval": [per_byte.low, per_byte.high] if per_byte else None,
@@ -116,13 +117,15 @@ def text_likelihoods(scorer: PlainScorer, texts: list[str], stop: Callable[[], b
 
     Raises:
         Interrupted: ``stop`` said so.
-        Unsupported: as ``PlainScorer.log_likelihoods``.
+        Unsupported: as ``PlainScorer.log_likelihoods``, or the model gives NaN for a text.
     """
     found: list[tuple[float, int]] = []
     for shard in shards([Rolling(index, index, 0, "", 1, text) for index, text in enumerate(texts)], Cut()):
         if stop():
             raise Interrupted("the run ends")
         found += scorer.log_likelihoods(texts[len(found) : len(found) + len(shard)])
+    if any(math.isnan(logprob) for logprob, _ in found):
+        raise Unsupported(NO_NUMBERS)
     return TextLikelihoods(
         np.array([logprob for logprob, _ in found]),
         np.array([count for _, count in found], dtype=np.int64),
