@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from evaluation_world import own_datasets_cache, write_tasks
 from small_tokenizers import CHAT, small_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +14,10 @@ from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.sweep import schema
 
 __all__ = ["own_datasets_cache"]
+SPACED = (  # as Mistral's: a space between the prompt and an answer, which it does not write for a prompt
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}</s>{% endif %}{% endfor %}"
+)
 HEADED = "{% for m in messages %}<|head|>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
 
 
@@ -59,3 +64,20 @@ def test_requests_with_a_special_token_before_the_answer_are_others_than_those_w
     assert sets.read_set(special.folder).identity() == special.identity()
     assert built("tiny_mc", chatty(HEADED)).id == built("tiny_mc", chatty(HEADED, special=False)).id
     assert not built("tiny_gen", chatty(CHAT)).marked_lead
+
+
+def test_answer_that_the_prompt_begins_has_no_lead(tmp_path: Path) -> None:
+    """``gen_prefix``: the lead stands before it, in the prompt. What the model writes first is of the answer."""
+    path = write_tasks(tmp_path)["tiny_gen"]
+
+    def first(**begun: str) -> sets.Generation:
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | begun))
+        task = schema.Task(path=str(path), shots=(0,))
+        asked = build.build(task, 0, schema.Fewshot(), wrapping.chat(chatty(SPACED)), tmp_path / "requests")
+        request = sets.read_requests(asked, asked.leaves[0])[0]
+        assert isinstance(request, sets.Generation)
+        return request
+
+    assert (first().lead, first().context[-8:]) == (" ", " [/INST]")
+    begun = first(gen_prefix="def f():\n")
+    assert (begun.lead, begun.context[-18:]) == ("", " [/INST] def f():\n")

@@ -216,8 +216,15 @@ def _requests_of(
             fewshot_as_multiturn=wrapping.kind == "chat",
             chat_template=wrapping.render,
         )
-    made = itertools.chain.from_iterable(_requests(instance, wrapping) for instance in task.instances)
+    made = itertools.chain.from_iterable(
+        _requests(instance, _going_on(wrapping, task, instance.doc)) for instance in task.instances
+    )
     return [replace(request, index=index) for index, request in enumerate(made)]
+
+
+def _going_on(wrapping: Wrapping, task: Task, doc: Any) -> Wrapping:
+    """Return what wraps a question; where its prompt begins the answer (``gen_prefix``), the lead stands in it."""
+    return replace(wrapping, lead="") if wrapping.lead and task.doc_to_prefix(doc) else wrapping
 
 
 def doc_hash(doc: Any) -> str:
