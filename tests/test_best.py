@@ -214,6 +214,39 @@ def test_benchmark_under_several_templates_is_named_by_them(tmp_path: Path) -> N
     assert all(name in text for name in columns)
 
 
+def test_any_metric_under_several_templates_is_ranked_under_each(tmp_path: Path) -> None:
+    """A base model is asked in each: its two scores are no two seeds."""
+    settings = {name: {"method": "full", "lr": 1e-5, "batch": 32, "template": name} for name in ("paper", "plain")}
+    block = {"name": "A", "model": "small", "mixture": "first", "setting": list(settings), "schedule": "constant"}
+    path = sweep_file(tmp_path, settings=settings, blocks=[block | {"horizon": 1, "snapshots": [1]}])
+    plan = plan_of(path)
+    templates = {asked.id: asked.template for cell in plan.cells for asked in cell.requirements if asked.task}
+    base = {"paper": 0.2, "plain": 0.8}
+
+    def change(record: Record) -> Record:
+        made = {}
+        for protocol, item in record.scores.items():
+            value = score(base[templates[item.asked]] if record.coordinates["method"] == "none" else 0.5)
+            metrics = {"acc,none": value, "acc_norm,none": value}
+            made[protocol] = benchmark(item.benchmark.removesuffix("-0shot"), metrics, asked=item.asked)
+        return record.model_copy(update={"scores": made})
+
+    write_records(plan, change)
+    results = ms.load(path)
+    wanted = {name: [(name, 0.5, 1), ("none", value, 1)] for name, value in base.items()}
+    for metric, column in (
+        ("quiz", "quiz-0shot [{}]"),
+        ("quiz/acc", "quiz-0shot quiz/acc [{}]"),
+        ("quiz/acc_norm", "quiz-0shot quiz/acc_norm [{}]"),
+    ):
+        ranked = results.best(metric)
+        found = {
+            column: sorted(rows[["setting", "value", "seeds"]].itertuples(index=False, name=None), reverse=True)
+            for column, rows in ranked.groupby("column")
+        }
+        assert found == {column.format(name): sorted(rows, reverse=True) for name, rows in wanted.items()}
+
+
 def test_answers_are_compared_under_the_template_that_both_cells_were_asked_in() -> None:
     """A base model answered in each; the other cell in its own, which comes first or last."""
     base = [

@@ -100,7 +100,10 @@ def _chosen(scores: pd.DataFrame, metric: str | None, asked: Collection[str]) ->
         named = (scores["task"] == name) & ((scores["metric"] == key) | (keys == key))
         found = scores[named.fillna(False)]
         filters = found["filter"].where(found["filter"] != "none", "").radd(",").replace(",", "")
-        found = found.assign(column=found["benchmark"] + " " + found["task"] + "/" + found["metric"] + filters)
+        column = found["benchmark"] + " " + found["task"] + "/" + found["metric"] + filters
+        marks = _marks(primary)
+        asked_by = [marks.get(of, "") for of in zip(found["cell"], found["protocol"], strict=True)]
+        found = found.assign(column=column + pd.Series(asked_by, found.index, dtype="string"))
     if found.empty:
         if _awaited(metric, scores, asked):
             return found
@@ -109,6 +112,14 @@ def _chosen(scores: pd.DataFrame, metric: str | None, asked: Collection[str]) ->
     if not directed.reindex(found.index).all():
         raise InvalidInput(Problem("metric", "its task does not say whether higher or lower is better", metric))
     return found
+
+
+def _marks(primary: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """Return what names of columns end with where a benchmark has several protocols, by cell and protocol."""
+    return {
+        (row["cell"], row["protocol"]): row["column"].removeprefix(row["benchmark"]).removeprefix(f":{row['task']}")
+        for row in to_rows(primary)
+    }
 
 
 def _title(label: str) -> str:
