@@ -194,6 +194,58 @@ def test_best_of_each_model_and_objective_are_confirmed(tmp_path: Path) -> None:
     assert most_confirmations(one.space) == 4, "two models, two objectives; seed 0 is the setting's own"
 
 
+class Opposed(World):
+    """What is good in one benchmark is bad in the other, on which a base model is known only after ``base_after``."""
+
+    base_after = 0
+
+    def outcome(self, entry: Decision) -> Outcome | None:
+        if entry["n"] not in self.done:
+            return None
+        luck = int(digest(entry["cell"])[:4], 16) / 16**4
+        return Outcome("complete", {"quiz": 100 * luck, "prose": 1.5 - luck}, {"quiz": 1.0})
+
+    def decider(self) -> Decider:
+        decider = super().decider()
+        base = decider.base_of
+        decider.base_of = lambda entry: base(entry) if len(self.done) >= self.base_after else None
+        return decider
+
+
+@pytest.mark.parametrize("trials", [5, 6])
+def test_what_breaks_a_constraint_against_the_base_is_never_confirmed(trials: int, tmp_path: Path) -> None:
+    """Nor where a search ends within its start, before anything else is decided by its base model."""
+    limits = {"constraints": {"prose": {"at_least": "base"}}, "confirm": {"top": 1, "seeds": [1]}}
+    one = planned(tmp_path / "sweep", TPE | limits | {"trials": trials, "sampler": "random"})
+    world = Opposed(tmp_path / "a", one)
+    entries = [json.loads(data)["content"] for name, data in world.run().items() if name.startswith("decisions")]
+    known = {entry["n"]: world.outcome(entry) for entry in entries if entry["kind"] == "ask"}
+    able = {n: found.values["quiz"] for n, found in known.items() if found and found.values["prose"] >= 1.0}
+    assert 0 < len(able) < len(known) == trials
+    assert [entry["trial"] for entry in entries if entry["kind"] == "confirm"] == [max(able, key=able.__getitem__)]
+    decider = world.decider()
+    decider.look()
+    decider.stale()
+    base = entries[0]["model"]
+    assert decider._bases == {base: Outcome("complete", {"quiz": 30.0, "prose": 1.0})}, (
+        "the log tells what it was given"
+    )
+    assert sum(f"base {base}" in entry["given"] for entry in entries) == 1
+
+
+def test_confirming_waits_for_the_base_model(tmp_path: Path) -> None:
+    limits = {"constraints": {"prose": {"at_least": "base"}}, "confirm": {"top": 1, "seeds": [1]}}
+    world = Opposed(tmp_path / "a", planned(tmp_path / "sweep", TPE | limits | {"trials": 5, "sampler": "random"}))
+    world.base_after = 6
+    decider = world.decider()
+    decider.advance()
+    world.done = {0, 1, 2, 3, 4}
+    assert [entry["kind"] for entry in decider.advance()] == ["ask"]
+    assert decider.asks_no_more and not decider.is_over
+    world.base_after = 0
+    assert [entry["kind"] for entry in decider.advance()] == ["confirm"]
+
+
 def test_axis_that_decides_explains_more_than_chance_and_one_that_does_not_no_more() -> None:
     levels = [0, 1] * 10
     deciding = Coordinate("deciding", ("0", "1"), levels, levels)

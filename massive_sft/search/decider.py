@@ -167,15 +167,19 @@ class Decider:
     def _confirmation(self) -> dict[str, Any] | None:
         """Return the next decision that confirms one of the best; None while not all outcomes are known."""
         given = self._given_of_all()
-        return None if given is None else next_confirmation(self.rules, self.entries, given)
+        draft = None if given is None else next_confirmation(self.rules, self.entries, given)
+        if given is None or draft is None:
+            return None
+        new = {model: outcome for model, outcome in given.bases.items() if model not in self._bases}
+        return draft | {"given": _written({}, new)}
 
     def _given_of_all(self) -> Given | None:
-        """Return the outcomes of everything that was asked; None while one is not known."""
-        outcomes = self.outcomes()
-        if any(entry["n"] not in outcomes for entry in self.asks):
+        """Return the outcomes of everything that was asked, and of base models; None while one is not known."""
+        outcomes, bases = self.outcomes(), self._new_bases()
+        if bases is None or any(entry["n"] not in outcomes for entry in self.asks):
             return None
         asked = {entry["n"]: outcomes[entry["n"]] for entry in self.asks}
-        return Given(asked, self._bases)
+        return Given(asked, self._bases | bases)
 
     def _next(self) -> dict[str, Any] | None:
         """Return the next decision; None while what it rests on is not known, or where nothing is left."""
@@ -188,7 +192,9 @@ class Decider:
             if outcome.kind in ("given_up", "infeasible"):
                 return {"kind": outcome.kind, "of": entry["n"], "given": {}}
             arrived[entry["n"]] = outcome
-        bases = self._new_bases()
+        # The start's choices rest on no outcome.
+        groups = max(1, len(self.rules.space.groups))
+        bases = self._new_bases() if len(self.asks) >= self.rules.start_count * groups else {}
         if bases is None:
             return None
         while (draft := self.decided(self.entries, Given(self._settled | arrived, self._bases | bases))) is None:
@@ -202,9 +208,7 @@ class Decider:
             if outcome.kind in ("given_up", "infeasible"):
                 return {"kind": outcome.kind, "of": later[0]["n"], "given": {}}
             arrived[later[0]["n"]] = outcome
-        new = {str(number): outcome for number, outcome in arrived.items()}
-        new |= {f"{_BASE}{model}": outcome for model, outcome in bases.items()}
-        return draft | {"given": {key: outcome.as_json() for key, outcome in new.items()}}
+        return draft | {"given": _written(arrived, bases)}
 
     def decided(self, entries: Sequence[Decision], given: Given) -> dict[str, Any] | None:
         """Return the decision after these, by what it is given, but for what confirms; None where there is none."""
@@ -237,9 +241,8 @@ class Decider:
         yield from there or (left[:1] if len(left) >= search.at_once else ())
 
     def _new_bases(self) -> dict[str, Outcome] | None:
-        """Return the outcomes of base models that the next decision needs and has not; None while one is unknown."""
-        groups = max(1, len(self.rules.space.groups))
-        if not self.rules.needs_bases or len(self.asks) < self.rules.start_count * groups:
+        """Return what constraints need to know of base models and no decision was given; None while one is unknown."""
+        if not self.rules.needs_bases:
             return {}
         found: dict[str, Outcome] = {}
         for entry in self.asks:
@@ -266,6 +269,13 @@ class Decider:
         self._replay()
         found = {entry["n"]: self.outcome(entry) for entry in self.trained}
         return {number: outcome for number, outcome in found.items() if outcome is not None}
+
+
+def _written(outcomes: Mapping[int, Outcome], bases: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Return what a decision says that it was given."""
+    given = {str(number): outcome for number, outcome in outcomes.items()}
+    given |= {f"{_BASE}{model}": outcome for model, outcome in bases.items()}
+    return {key: outcome.as_json() for key, outcome in given.items()}
 
 
 def take_given(entry: Decision, outcomes: dict[int, Outcome], bases: dict[str, Outcome]) -> None:
