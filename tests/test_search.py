@@ -18,6 +18,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import LeaseWatch
+from massive_sft.ledger.record import Status
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.search_work import with_first_decisions
@@ -298,6 +299,35 @@ def test_budget_ends_a_search_once_it_is_spent(tmp_path: Path) -> None:
     assert len(decider.asks) == 6
     world.run()
     assert len([name for name in world.files() if name.startswith("decisions")]) >= 12, "without it, it goes on"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"status": Status.FAILED, "error": "a node was lost"},
+        {"status": Status.PARTIAL, "missing": {"quiz-0shot": "no data"}},
+    ],
+)
+def test_budget_counts_what_a_further_try_took(before: dict[str, Any], tmp_path: Path) -> None:
+    """In the process that saw the first one, too."""
+    search = TPE | {"sampler": "random", "trials": 50, "at_once": 2, "start": {"qmc": 2}, "budget": {"gpu_hours": 4}}
+    (tmp_path / "sweep").mkdir()
+    sweep = load_sweep(sweep_file(tmp_path / "sweep", search=[search], blocks=[]))
+    plan = with_first_decisions(make_whole_plan(sweep))
+    ledger = plan.open_ledger()
+
+    def write(**changes: Any) -> None:
+        for run in plan.runs:
+            for cell in run.cells:
+                ledger.write_record(made_record(cell, run.trajectory.id, **changes))
+
+    decider = Decider.of(plan_searches(sweep)[0], ledger)
+    assert decider.lead()
+    write(**before, training={"seconds": 900.0}, scores={})
+    assert len(decider.advance()) <= 2 and decider.spent_h(decider.trained) == 0.5
+    write(training={"seconds": 7200.0})
+    assert decider.spent_h(decider.trained) == 4.0 and decider.asks_no_more
+    decider.release()
 
 
 def test_search_begins_with_what_was_best_for_another_model(tmp_path: Path) -> None:

@@ -290,15 +290,15 @@ def take_given(entry: Decision, outcomes: dict[int, Outcome], bases: dict[str, O
 
 
 def _budget(planned: Planned, ledger: Ledger) -> tuple[float | None, Callable[[Sequence[Decision]], float]]:
-    known = dict[str, tuple[float, float]]()  # by cell
+    known = dict[str, tuple[float, float]]()  # by cell, once no further try can change it
 
     def spent_h(entries: Sequence[Decision]) -> float:
         training, scoring = dict[str, float](), 0.0
         for scored in (planned.scored(entry)[0] for entry in entries):
             record = None if scored.cell in known else ledger.read_record(scored.cell)
-            if record is not None:
-                known[scored.cell] = taken_s(record)
-            trained_s, scored_s = known.get(scored.cell, (0.0, 0.0))
+            trained_s, scored_s = known.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record)
+            if record is not None and record.status not in (Status.FAILED, Status.PARTIAL):
+                known[scored.cell] = trained_s, scored_s
             run = str(scored.trajectory)
             training[run] = max(training.get(run, 0.0), trained_s)  # up to an epoch, those before it included
             scoring += scored_s
