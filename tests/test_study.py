@@ -50,6 +50,16 @@ def test_tidy_has_one_row_a_metric_and_marks_the_primary_one() -> None:
     assert (row["low"], row["high"], row["n"], row["interval"]) == (0.4, 0.6, 100, "normal")
 
 
+def test_two_sets_of_texts_of_one_name_are_told_apart_in_every_frame() -> None:
+    """Under a storage root a set's file may have changed between two cells."""
+    measured = [{f"texts:wiki {digit * 16}": {"perplexity": value}} for digit, value in (("1", 5.0), ("2", 50.0))]
+    records = [pair(name, 0.5, measures=found) for name, found in zip("xy", measured, strict=True)]
+    shown = frames.measure_frame(iter(records))
+    assert shown["measure"].tolist() == ["texts:wiki 111111", "texts:wiki 222222"]
+    assert text_set_frame(records)["texts"].tolist() == ["wiki 111111", "wiki 222222"]
+    assert frames.measure_frame(records[:1])["measure"].tolist() == ["texts:wiki"]
+
+
 def test_tidy_of_nothing_is_an_empty_frame_of_the_same_columns() -> None:
     assert list(frames.tidy([]).columns) == list(frames.SCORES)
     assert tables.gains(frames.tidy([])).empty

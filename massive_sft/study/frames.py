@@ -228,11 +228,15 @@ def measure_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row per number that was measured of a cell beside its scores, layers apart (``layer_changes``).
 
     Columns: ``cell``, ``measure`` (``perplexity``, ``layer_change``, ``token_length``, ``texts:<name>``), ``name`` of
-    the number within it (``response.perplexity_micro``; ``[0]`` and ``[1]`` bound an interval), ``value``.
+    the number within it (``response.perplexity_micro``; ``[0]`` and ``[1]`` bound an interval), ``value``. Where the
+    records have several sets of texts of one name, the beginning of its hash stands behind it.
     """
+    kept = list(records)
+    every = {measure for record in kept for measure in record.measures}
+    shown = {measure: shown_name(measure, every) for measure in every}
     rows = [
-        {"cell": record.cell, "measure": shown_name(measure, record.measures), "name": name, "value": float(value)}
-        for record in records
+        {"cell": record.cell, "measure": shown[measure], "name": name, "value": float(value)}
+        for record in kept
         for measure, numbers in record.measures.items()
         for name, value in flatten(numbers).items()
         if isinstance(value, int | float) and not isinstance(value, bool)
