@@ -99,6 +99,27 @@ def test_model_s_own_generation_settings_play_no_part_and_its_limit_is_refused(s
         scorer(server).score(asked()[-1:])
 
 
+def test_adapter_whose_loading_was_answered_too_late_is_used_and_taken_away(
+    server: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """vLLM refuses a further try of what it has done; so it does where an adapter is gone already."""
+    waiting = VllmServer(server.url, timeout=5, first_wait_s=0.01)
+
+    def lost(path: str, body: dict[str, Any]) -> Reply | None:
+        loads, has = path.endswith("/load_lora_adapter"), body.get("lora_name") in server.adapters
+        if "lora" not in path:
+            return None
+        if loads == has:
+            return (400, "it has already been loaded") if loads else (404, "it cannot be found")
+        server.answer(path, body)
+        return 504, "too late"
+
+    server.reply = lost
+    with waiting.adapter(tmp_path) as name:
+        assert list(server.adapters) == [name]
+    assert server.adapters == {} and not caplog.messages
+
+
 def test_refusals_of_a_server_are_told_in_its_own_words(server: StandIn, tmp_path: Path) -> None:
     waiting = VllmServer(server.url, timeout=0.1, first_wait_s=0.01)
     first = list[Reply]([(503, "busy"), (429, "busy")])

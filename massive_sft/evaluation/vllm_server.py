@@ -63,13 +63,16 @@ class VllmServer:
 
     def bases(self) -> list[Served]:
         """Return the models that are served, adapters left out."""
-        listed = self._call(f"{self.address}/models", None, LOOK_S).get("data")
         try:
             return [
-                Served(one["id"], one["root"], int(one["max_model_len"])) for one in listed or () if not one["parent"]
+                Served(one["id"], one["root"], int(one["max_model_len"])) for one in self._listed() if not one["parent"]
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise Unsupported(f"{self.address}: does not list its models as vLLM does ({error!r})") from error
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """Return all that is served, adapters among it, as the server lists it."""
+        return list(self._call(f"{self.address}/models", None, LOOK_S).get("data") or ())
 
     @contextmanager
     def adapter(self, folder: Path) -> Iterator[str]:
@@ -79,6 +82,17 @@ class VllmServer:
             folder: as the server sees it too.
         """
         name = f"massive-sft-{uuid4().hex}"
+        self._load(name, folder)
+        try:
+            yield name
+        finally:
+            try:
+                self._call(f"{self.address}/unload_lora_adapter", {"lora_name": name}, LOOK_S)
+            except Unsupported as error:  # what was answered stands
+                if self._serves(name) is not False:
+                    log.warning("an adapter stays loaded: %s", error)
+
+    def _load(self, name: str, folder: Path) -> None:
         try:
             self._call(
                 f"{self.address}/load_lora_adapter",
@@ -86,16 +100,18 @@ class VllmServer:
                 self.timeout,
             )
         except Unsupported as error:
+            if self._serves(name):  # by an earlier try, whose answer was lost
+                return
             needs = "it must be started with --enable-lora, --max-lora-rank of the adapter's at least, and "
             needs += "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, and see the same folders"
             raise Unsupported(f"the adapter cannot be loaded ({error}); {needs}") from error
+
+    def _serves(self, name: str) -> bool | None:
+        """Return whether the server lists a model; None where it does not say."""
         try:
-            yield name
-        finally:
-            try:
-                self._call(f"{self.address}/unload_lora_adapter", {"lora_name": name}, LOOK_S)
-            except Unsupported as error:  # what was answered stands
-                log.warning("an adapter stays loaded: %s", error)
+            return any(one.get("id") == name for one in self._listed())
+        except (Unsupported, AttributeError, TypeError):
+            return None
 
     def complete(self, model: str, tokens: Sequence[int], **asked: Any) -> dict[str, Any]:
         """Return the one choice for a prompt, greedily where nothing else is asked, without penalties.
