@@ -20,7 +20,7 @@ from massive_sft.cli.views import STYLES, make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json
 from massive_sft.ledger.lease import read_lease
-from massive_sft.ledger.loss_curve import LOSSES, StepDone, read_steps
+from massive_sft.ledger.loss_curve import LOSSES, StepDone, curve_file, read_steps
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.failures import TRACEBACK
 from massive_sft.running.outcome import OUTCOME
@@ -88,7 +88,7 @@ def _epochs_by_attempt(folders: Iterable[Path]) -> dict[int, tuple[int, ...]]:
     found: dict[int, tuple[int, ...]] = defaultdict(tuple)
     for folder in folders:
         with suppress(OSError, Corrupt, KeyError, TypeError):
-            found[read_json(folder / OUTCOME)["attempt"]] += (int(folder.name.rpartition("-")[2]),)
+            found[read_json(folder / OUTCOME)["attempt"]] += (int(folder.name.split("-")[1]),)
     return found
 
 
@@ -108,7 +108,7 @@ def last_step(ledger: Ledger, trajectory: str) -> StepDone | None:
 def own_curve(match: CellMatch) -> AttemptLog | None:
     """Return the curve that a cell's record rests on, with the attempt that took its steps; None without one."""
     record = match.asked_record
-    name = None if record is None else next((name for name in record.files if name.endswith(f"/{LOSSES}")), None)
+    name = None if record is None else curve_file(record)
     if record is None or name is None or not (path := match.ledger.storage.fetch_file(name)).is_file():
         return None
     return AttemptLog(record.attempt, PUBLISHED, path.parent, path, "")
