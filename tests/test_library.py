@@ -48,6 +48,28 @@ def test_code_of_the_page_trains_and_scores_all(ran: Path) -> None:
     assert not results.ledger.corrupt
 
 
+def test_run_keeps_to_the_budget_of_the_file(tmp_path: Path) -> None:
+    asked = {"evaluation": {"tasks": []}, "measures": ["perplexity"]}  # whose cost is known before a run
+    path = small_sweep(tmp_path, budget={"gpu_hours": 1e-9}, **asked)
+    said = Said()
+    results = ms.run(path, progress=said)
+    assert {*zip(results.cells["method"], results.cells["status"], strict=True)} == {
+        ("none", "COMPLETE"), ("full", "WAITING"), ("lora", "WAITING"),
+    }  # fmt: skip
+    assert "1 base row and 0 training runs take 0; left out: 2 training runs" in said.texts[0]
+    assert not list((tmp_path / "ledger").glob("trajectories/*"))
+
+
+class Said(LoggedProgress):
+    """Keeps what a run says."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+
 def test_answers_hold_what_was_asked_what_is_right_and_what_was_said(ran: Path) -> None:
     results = ms.load(ran / "my.yaml")
     answers, samples = results.answers(), results.samples()

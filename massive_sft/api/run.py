@@ -11,6 +11,8 @@ from massive_sft.api.plan import pin_revisions, plan, sound_plan
 from massive_sft.core.errors import Interrupted, InvalidInput
 from massive_sft.core.imports import heavy_imports
 from massive_sft.core.stop import StopSignal
+from massive_sft.cost.budget import fit_to_budget
+from massive_sft.cost.formatting import budget_lines
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.running.events import CellRecorded, Listen, RunEvent
@@ -50,7 +52,8 @@ def run(
     """Check a sweep, then train, score and measure what is missing of it, and write its report; return its results.
 
     What is done already is not done again, so running is resuming; a cell that FAILED or is PARTIAL says so in
-    ``Results.cells``. Call it on the main thread: Ctrl-C ends the run after the step or shard in hand.
+    ``Results.cells``. A budget in the file (``budget.gpu_hours``) is kept. Call it on the main thread: Ctrl-C ends the
+    run after the step or shard in hand.
 
     Args:
         file: the sweep file.
@@ -70,7 +73,7 @@ def run(
     whole = pin_revisions(sound_plan(file, overlays), progress.say)
     if where is None:
         whole = with_first_decisions(whole)
-    selected = select_cells(whole, parse_where(where))
+    selected = _within_budget(select_cells(whole, parse_where(where)), progress.say)
     left = find_left(selected, whole)
     if left is Left.NOTHING:
         note_plan(selected, whole)
@@ -87,6 +90,17 @@ def run(
     from massive_sft.study.results import results_of
 
     return results_of(plan(file, overlays, where))
+
+
+def _within_budget(selected: Plan, say: Callable[[str], None]) -> Plan:
+    """Return what the budget of the sweep file, if it has one, pays for; what it leaves out is said."""
+    hours = selected.sweep.file.budget.gpu_hours
+    if hours is None:
+        return selected
+    portion = fit_to_budget(selected, hours)
+    for line in budget_lines(portion):
+        say(line)
+    return portion.plan
 
 
 def choose_runner(inline: bool | None, retrain: bool, stop: StopSignal, say: Callable[[str], None]) -> Runner:
