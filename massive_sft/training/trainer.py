@@ -129,15 +129,20 @@ class TrajectoryTrainer:
                 losses.write(to_line(done))
                 losses.flush()
                 self.report(done)
-            if self._count(done):
+            reason = self._count(done)
+            ends_snapshot = batch.ends_epoch and batch.epoch in self.spec.snapshots
+            is_written = decision in (Decision.CHECKPOINT, Decision.STOP)
+            if self.checkpoints is not None and (reason or ends_snapshot or is_written):
+                self.checkpoints.confirm()
+            if reason:
                 return
             if decision is not Decision.GO_ON:
                 self.writer.finish()
-            if batch.ends_epoch and batch.epoch in self.spec.snapshots:
+            if ends_snapshot:
                 self._begin_snapshot(batch.epoch)
             if self._step == self.last_step:
                 self._write_last_checkpoint()
-            elif decision in (Decision.CHECKPOINT, Decision.STOP):
+            elif is_written:
                 self._write_checkpoint(decision)
 
     def _count(self, done: StepDone) -> str | None:

@@ -13,6 +13,7 @@ from massive_sft.training.events import StepDone
 # Difference of the first repeated loss, relative, and in nats for a loss near 0: what rounding to bf16 and other
 # dropout masks explain.
 TOLERANCE, NATS = 0.02, 0.01
+STEPS = 5  # after a resume: lost weights show in each of them, a batch that is hard for sound ones in one
 
 
 class LossJump(MassiveSFTError):
@@ -46,8 +47,9 @@ class Continuity:
     - A step that the checkpoint's writer had done as well: bit by bit where layout and libraries are the same and no
       GPU is used (its attention kernels add in any order). Else the first of them within 2 % or 0.01 nats, later ones
       not at all, because rounding grows.
-    - Without such a step: the first loss must not lie above the highest of the last 5 % of steps (at least 5) by more
-      than 0.5 nats and five standard deviations of the noise between batches. Weights that were lost show there.
+    - Without such a step: of the first five losses, one must not lie above the highest of the last 5 % of steps (at
+      least 5) before by more than 0.5 nats and five standard deviations of the noise between batches. Until one does
+      not, nothing may rest on the steps since: ``confirm``.
     """
 
     def __init__(self, start: ResumePoint, attempt: int):
@@ -55,23 +57,34 @@ class Continuity:
         self._attempt = attempt
         self._repeated = 0
         self._exact: bool | None = None
+        self._highest = math.inf
+        self._above: StepDone | None = None  # the last step, where all since the resume had losses above the highest
 
     def check(self, done: StepDone, curve: LossCurve) -> None:
         """Judge a step, before it is added to ``curve``. Raises LossJump."""
         before = self._start.repeated.get(done.step)
-        is_first = done.step == self._start.facts.step + 1
+        taken = done.step - self._start.facts.step
+        if taken == 1:
+            self._highest = curve.highest_next()
         if before is None:
-            highest = curve.highest_next()
-            if is_first and done.loss > highest:
-                self._raise_jump(done, f"must be at most {highest:.6g} by the losses before")
+            is_above = done.loss > self._highest and (taken == 1 or self._above is not None)
+            self._above = done if is_above else None
+            if taken >= STEPS:
+                self.confirm()
             return
         same = before == done.loss or (math.isnan(before) and math.isnan(done.loss))
         self._repeated += 1
         self._exact = same and self._exact is not False
         if not same and self._start.strict:
-            self._raise_jump(done, f"was {before!r} before, and must be equal bit by bit")
-        if is_first and not same and not abs(done.loss - before) <= max(TOLERANCE * abs(before), NATS):
-            self._raise_jump(done, f"was {before!r} before, and must be within {TOLERANCE:.0%} or {NATS} nats of it")
+            self._raise_jump(done, f"it was {before!r} before, and must be equal bit by bit")
+        if taken == 1 and not same and not abs(done.loss - before) <= max(TOLERANCE * abs(before), NATS):
+            self._raise_jump(done, f"it was {before!r} before, and must be within {TOLERANCE:.0%} or {NATS} nats of it")
+
+    def confirm(self) -> None:
+        """Make sure that something may rest on the steps since the resume. Raises LossJump."""
+        if self._above is not None:
+            since = "the first loss" if self._above.step == self._start.facts.step + 1 else "one loss since"
+            self._raise_jump(self._above, f"{since} must be at most {self._highest:.6g} by those before")
 
     @property
     def result(self) -> Resumption:
@@ -83,6 +96,6 @@ class Continuity:
     def _raise_jump(self, done: StepDone, rule: str) -> None:
         folder = self._start.folder.parent
         raise LossJump(
-            f"{folder}: resumed after step {self._start.facts.step}, the loss of step {done.step} is {done.loss!r}; it "
+            f"{folder}: resumed after step {self._start.facts.step}, the loss of step {done.step} is {done.loss!r}; "
             f"{rule}. Remove that folder to train from the start"
         )

@@ -116,6 +116,11 @@ class CheckpointManager:
         if self._continuity is not None:
             self._continuity.check(done, curve)
 
+    def confirm(self) -> None:
+        """Make sure that something may rest on the steps since a resume. Raises LossJump."""
+        if self._continuity is not None:
+            self._continuity.confirm()
+
     @property
     def keeps_state(self) -> bool:
         """Whether a training writes a checkpoint after its last step."""
