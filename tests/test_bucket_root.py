@@ -19,15 +19,18 @@ from small_sweep import small_sweep
 from typer.testing import CliRunner
 
 from massive_sft.cli.app import app
+from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.bucket_root import POINTER, BucketRoot
 from massive_sft.ledger.manifest import seal_folder, verify_folder
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.superseded import remove_superseded
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.running.inline import run_inline
 from massive_sft.study.results import load
 from massive_sft.sweep.load import load_sweep
+from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
 
 pytestmark = pytest.mark.timeout(240)
 __all__ = ["s3"]  # a fixture
@@ -162,6 +165,45 @@ KILLED = [
     (r"PUT .*/training/attempt-\d/published\.json", 0),
 ]
 """Where a process dies, each on another machine; the next one goes on from there."""
+
+
+def write_checkpoint(attempt: Attempt, step: int) -> Path:
+    """Commit a checkpoint, with a snapshot that is not published and the losses so far; return its folder."""
+    store = CheckpointStore(attempt.storage, attempt.claim)
+    snapshot = attempt.folder / "snapshots" / "epoch-1"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (snapshot / "snapshot.json").write_text('{"files": {}}')
+    (attempt.folder / "losses.jsonl").write_text("")
+    name = store.begin(step, "abc")
+    (store.folder / name / "state" / "optimizer").write_text("large")
+    facts = CheckpointFacts(attempt.number, step, "", {}, {}, {})
+    store.commit(name, facts, attempt.folder / "losses.jsonl", {1: snapshot})
+    return store.folder / name
+
+
+def test_machine_keeps_of_lost_attempts_nothing_but_the_checkpoint_that_counts_and_curves(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere(monkeypatch, tmp_path, "a")
+    ledger, trajectory = Ledger.open(ROOT), "0123456789abcdef"
+    home = ledger.trajectory_dir(trajectory)
+    lost = ledger.begin_attempt(trajectory, "lane")
+    assert lost is not None
+    checkpoint = write_checkpoint(lost, 100)
+    assert remove_superseded(ROOT) == []  # it may go on
+    lost.release()
+    assert remove_superseded(ROOT) == [lost.folder / "snapshots"]
+    assert checkpoint.is_dir() and (lost.folder / "losses.jsonl").is_file()
+    elsewhere(monkeypatch, tmp_path, "b")
+    with ledger.begin_attempt(trajectory, "lane") as attempt:
+        later = write_checkpoint(attempt, 200)
+        assert remove_superseded(ROOT) == []
+        elsewhere(monkeypatch, tmp_path, "a")
+        assert remove_superseded(ROOT) == [checkpoint]
+    elsewhere(monkeypatch, tmp_path, "b")
+    remove_superseded(ROOT)
+    assert later.is_dir()
+    assert remove_superseded(Folder(home)) == []
 
 
 def test_sweep_killed_on_machine_after_machine_gives_the_same_results(

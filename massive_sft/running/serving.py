@@ -7,11 +7,13 @@ from functools import partial
 
 from massive_sft.core.stop import never_stop
 from massive_sft.ledger.store import Ledger
+from massive_sft.ledger.superseded import remove_superseded
 from massive_sft.models.kept_base import KeptBase
 from massive_sft.running.training import train
 from massive_sft.running.trial import Order
 from massive_sft.training.adapter_group import AdapterGroup, GroupMember
 from massive_sft.training.events import Event
+from massive_sft.training.ranks import is_rank0
 
 
 def serve(
@@ -28,6 +30,8 @@ def serve(
         report: called with each event, and the number of the order that it is of.
         stop, bases: as of ``train``.
     """
+    if is_rank0():
+        remove_superseded(order.root)  # so that no disk of a machine fills with what its lost lanes left
 
     def serve_one(number: int, one: Order, member: GroupMember | None = None) -> None:
         train(one.run, Ledger.open(one.root), one.attempt, partial(report, number), stop, bases, member)
