@@ -132,7 +132,7 @@ def made_record(cell: CellPlan, trajectory: str | None, **changes: Any) -> Recor
     }
     if trajectory is not None:
         change = {"relative": value / 10, "relative_by_layer": {"0": value / 9, "1": value / 8}}
-        content["measures"] = {"perplexity": {"schema": 2, "all": over, "response": over}, "layer_change": change}
+        content["measures"] = {"perplexity": {"schema": 3, "all": over, "response": over}, "layer_change": change}
         content["training"] = {"steps": 64, "tokens": 12800, "seconds": 30.0, "first_loss": 2.0, "last_loss": 1.0}
         content["training"] |= {"layout": LAYOUT}
         content["counts"] = {"total": {"samples": 1000, "available": 5000, "tokens": 6400, "truncated": 3}}

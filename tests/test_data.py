@@ -114,6 +114,17 @@ def test_samples_hold_every_part_in_order_with_rows_masks_and_bytes(folder):
         assert samples.text_bytes[index].tolist() == [len(f"{name} {row}\t{row}"), len(f"\t{row}")]
 
 
+@pytest.mark.parametrize("fields", [{}, {"truncation": "left", "max_length": 6}])
+def test_bytes_of_all_predicted_tokens_leave_out_those_of_a_first_one_that_is_text(folder, fields):
+    tokenizer = small_tokenizer(bos=False)
+    samples, counts = build_samples(mixture(part(folder, "lima", 3)), setting(**fields), tokenizer)
+    for index in range(3):
+        tokens, trainable = samples[index]
+        texts = [tokenizer.decode(some.tolist()).removesuffix("</s>") for some in (tokens[1:], tokens[trainable])]
+        assert tokens[0] >= 4 and samples.text_bytes[index].tolist() == [len(text.encode()) for text in texts]
+    assert counts.total.text_bytes == samples.text_bytes[:, 0].sum() + 3  # of all tokens, the first of one byte each
+
+
 def test_counts_say_what_became_of_every_row(tmp_path):
     write(tmp_path, "a", [("q", "x"), ("q", "x"), ("p", ""), (" ", "y"), ("long " * 9, "z"), ("refused", "none")])
     write(tmp_path, "b", [("q", "x"), ("q", "w"), ("q", "w")])

@@ -79,7 +79,7 @@ def test_a_full_score_answers_what_an_early_one_is_enough_for_and_never_the_reve
     assert is_answered(asked, [full]) and is_answered(asked, [asked]) and is_answered(asked, [early_id(full, 1.5)])
     assert not is_answered(full, [asked])
     assert not is_answered(early_id(full, 1.0), [asked])
-    assert not is_answered(asked, ["mmlu@0 0123456789abcdef", "perplexity/2"])
+    assert not is_answered(asked, ["mmlu@0 0123456789abcdef", "perplexity/3"])
 
 
 class Answering:

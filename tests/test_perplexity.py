@@ -11,14 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from evaluation_world import gpt2, llama, tokenizer
+from small_tokenizers import small_tokenizer
 
 from massive_sft.core.checksummed_json import seal
 from massive_sft.core.errors import Unsupported
 from massive_sft.data.encoding import special_tokens
+from massive_sft.data.mixture import build_samples
 from massive_sft.data.samples import Samples
 from massive_sft.ledger.storage import Folder
 from massive_sft.measures.perplexity import Perplexity, load_summary, perplexity
 from massive_sft.measures.token_length import token_length
+from massive_sft.sweep import spec
+from massive_sft.sweep.schema import Dataset, Setting, TemplateText
 
 
 def samples_of(lengths: list[int], prompts: list[int], seed: int = 0) -> Samples:
@@ -93,6 +97,20 @@ def test_special_tokens_are_told_apart_and_bits_per_byte_are_of_the_text_alone(l
     assert found["perplexity_micro"] == pytest.approx(math.exp(nll[trainable].mean()), rel=1e-5)
     assert found["special_nll"] == pytest.approx(of_special.mean(), rel=1e-5)
     assert (found["tokens"], found["special_tokens"]) == (int(trainable.sum()), 2 if loss_on == "response" else 4)
+
+
+def test_bits_per_byte_count_no_byte_of_a_first_token_that_nothing_predicts(tmp_path: Path) -> None:
+    """Under a model to which all tokens are alike, a byte costs the bits of a token."""
+    (tmp_path / "rows.jsonl").write_text('{"question": "hi", "answer": "xyz"}')
+    data = Dataset(path=str(tmp_path / "rows.jsonl"), format="gsm8k")
+    mixture = spec.Mixture(name="m", parts=(spec.Part(name="rows", dataset=data, count=None),), sample_seed=0)
+    setting = Setting(method="full", lr=1e-5, batch=1, template=TemplateText(prompt="{prompt}\t"))
+    samples, _ = build_samples(mixture, setting, small_tokenizer(bos=False))  # a token a byte, and EOS
+    model = llama()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = perplexity(model, samples, np.arange(300) < 4).summary()
+    assert (found["all"]["bytes"], found["response"]["bytes"]) == (len("i\txyz"), len("\txyz"))
+    assert found["all"]["bits_per_byte_micro"] == pytest.approx(math.log2(267), rel=1e-5)
 
 
 def test_unknown_token_is_text() -> None:

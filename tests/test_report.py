@@ -269,7 +269,7 @@ def _measured_alike(record: Record, cut: int) -> Record:
         return record
     counts = {"total": {"samples": 1000, "truncated": cut if record.coordinates["method"] == "lora" else 0}}
     over = {"perplexity_micro": 2.0, "tokens": 500}
-    return record.model_copy(update={"counts": counts, "measures": {"perplexity": {"schema": 2, "all": over}}})
+    return record.model_copy(update={"counts": counts, "measures": {"perplexity": {"schema": 3, "all": over}}})
 
 
 def test_table_has_what_people_plot_behind_the_released_columns(tmp_path: Path) -> None:

@@ -296,6 +296,15 @@ def test_points_are_one_a_run_at_its_last_epoch() -> None:
     assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[0, 0.1], [1, 0.2]] * 2
 
 
+def test_bits_per_byte_are_missing_where_they_were_of_other_bytes_than_said() -> None:
+    over = {"perplexity_micro": 2.0, "perplexity_text_micro": 1.8, "bits_per_byte_micro": 0.5}
+    measured = [{"perplexity": {"schema": number, "all": over, "response": over}} for number in (1, 2, 3)]
+    measured.append({"perplexity": {"all": over, "response": over}})
+    cells = frames.cell_frame([pair(str(number), 0.5, measures=each) for number, each in enumerate(measured)])
+    assert cells["bits_per_byte_response"].notna().tolist() == [False, True, True, False]
+    assert cells["bits_per_byte_all"].notna().tolist() == [False, False, True, False]
+
+
 def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
     floor = {"rounding_floor": 1.6e-3, "changed": 12, "weights": 3000}
     small, large = ({"layer_change": {"relative": change, **floor}} for change in (8.8e-10, 0.01))

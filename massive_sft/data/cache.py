@@ -22,7 +22,9 @@ from massive_sft.core.files import write_bytes
 from massive_sft.data.mixture import Counts
 from massive_sft.data.samples import Samples, padded_width
 
-SCHEMA = 2  # 2: the counts tell of answers that a token joins to their prompts
+# 2: the counts tell of answers that a token joins to their prompts. 3: bytes that a sample's first token covers are not
+# among those of all its predicted tokens.
+SCHEMA = 3
 _ARRAYS = ("tokens", "trainable", "offsets", "part", "row", "text_bytes")
 _log = logging.getLogger(__name__)
 

@@ -198,7 +198,7 @@ def _joined(parts: Sequence[_Part]) -> Samples:
         part=np.repeat(np.arange(len(parts)), [len(part.samples) for part in parts]).astype(np.int16),
         row=np.array([row for part in parts for row in part.rows], dtype=np.int64),
         text_bytes=np.array(
-            [(sample.text_bytes.sum(), sample.text_bytes[sample.trainable].sum()) for sample in samples],
+            [(sample.text_bytes[1:].sum(), sample.text_bytes[sample.trainable].sum()) for sample in samples],
             dtype=np.int64,
         ),
     )

@@ -26,8 +26,8 @@ class Samples:
         offsets: int64, shape (samples + 1,); sample i is ``tokens[offsets[i]:offsets[i + 1]]``.
         part: int16, shape (samples,); index of the mixture's part.
         row: int64, shape (samples,); row of that part's dataset, counted from 0 in file order before any filter.
-        text_bytes: int64, shape (samples, 2); UTF-8 bytes of the whole text and of the part that the trainable
-            tokens cover (EOS and BOS count nothing), for bits per byte.
+        text_bytes: int64, shape (samples, 2); UTF-8 bytes of text that all tokens but the sample's first cover,
+            and that the trainable ones do (EOS and BOS count nothing), for bits per byte.
     """
 
     tokens: np.ndarray

@@ -39,7 +39,7 @@ class Likelihoods:
         nll: float64, shape (samples,), nats, summed over the sample's tokens of text.
         tokens: int64, shape (samples,), tokens of text.
         special_nll, special_tokens: likewise, of the special tokens.
-        text_bytes: int64, shape (samples,), UTF-8 bytes of the text that the tokens of text cover.
+        text_bytes: int64, shape (samples,), UTF-8 bytes that these tokens of text cover.
     """
 
     nll: np.ndarray

@@ -61,7 +61,11 @@ CELLS: dict[str, str] = (
 ``first_loss_mean`` and ``last_loss_mean`` are means over the first and last 5 % of its steps, at least 5.
 
 ``perplexity_*`` count special tokens such as EOS, ``perplexity_text_*`` and ``bits_per_byte_*`` the text alone; these
-are missing where a version measured that did not tell them apart."""
+are missing where a version measured that did not tell them apart, ``bits_per_byte_all`` also where it counted the bytes
+of a sample's first token."""
+
+_BYTES_SINCE = {"response": 2, "all": 3}
+"""The semantics of perplexity since which bits per byte are of the tokens that they are said to be of."""
 
 
 def tidy(records: Iterable[Record], templates: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
@@ -186,9 +190,8 @@ def _cell_row(record: Record) -> dict[str, Any]:
         }
         row |= {f"perplexity_{over}_low": low, f"perplexity_{over}_high": high}
         row[f"perplexity_text_{over}"] = measured.get("perplexity_text_micro")
-        row[f"bits_per_byte_{over}"] = (
-            measured.get("bits_per_byte_micro") if "perplexity_text_micro" in measured else None
-        )
+        right = _mapping(record.measures, "perplexity").get("schema", 1) >= _BYTES_SINCE[over]
+        row[f"bits_per_byte_{over}"] = measured.get("bits_per_byte_micro") if right else None
     change = _mapping(record.measures, "layer_change")
     row |= {"layer_change": change.get("relative"), "rounding_floor": change.get("rounding_floor")}
     row["weights_changed"] = change.get("changed")

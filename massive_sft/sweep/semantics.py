@@ -31,10 +31,11 @@ VLLM_SEMANTICS = 2
 JUDGING_SEMANTICS = 1
 """Of verdicts and of what is made of them; in what is asked and the protocol's id of benchmarks that are judged."""
 
-MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 2, "layer_change": 1, "token_length": 1, "texts": 1}
+MEASURE_SEMANTICS: dict[str, int] = {"perplexity": 3, "layer_change": 1, "token_length": 1, "texts": 1}
 """Of each measure; in what is asked of a cell, and as ``schema`` in what a record holds of it.
 
-perplexity 2: special tokens (EOS) are told apart, and bits per byte are of the text alone."""
+perplexity 2: special tokens (EOS) are told apart, and bits per byte are of the text alone. 3: those over all tokens no
+longer count the bytes of a sample's first, which nothing predicts."""
 
 
 def chat() -> dict[str, int]:
