@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import zlib
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -274,6 +275,24 @@ def test_duration_is_the_training_up_to_the_epoch_and_the_cells_own_scoring(ledg
     mirror(ledger, {cell: coordinates(2)})
     again = child_of(ledger, cell)
     assert (again.info.start_time, again.info.end_time) == (run.info.start_time, run.info.end_time + 1000)
+
+
+def test_times_of_a_cell_that_failed_and_was_made_again_are_those_of_what_it_is_now(ledger):
+    at = {"created": "2026-03-01T00:00:00+00:00", "finished": "2026-03-01T00:00:00+00:00"}
+    cell = write(
+        ledger, status=Status.FAILED, error="invalidated: other data", scores={}, measures={}, training={}, **at
+    )
+    mirror(ledger, {cell: coordinates(2)})
+    assert child_of(ledger, cell).info.status == "FAILED"
+    again = {"created": "2026-03-02T00:10:00+00:00", "finished": "2026-03-02T00:11:00+00:00"}
+    write(ledger, training={"seconds": 300.0, "steps": 6, "last_loss": 0.5}, **again)
+    mirror(ledger, {cell: coordinates(2)})
+    client = MlflowClient(uri_of(ledger))
+    experiment = client.get_experiment_by_name(SWEEP).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`massive_sft.cell` = '{cell}'")
+    began = round(1000 * datetime.fromisoformat(again["created"]).timestamp())
+    told = (run.info.status, run.info.start_time, run.info.end_time)
+    assert told == ("FINISHED", began - 300_000, began + 60_000)
 
 
 def test_experiment_opens_on_its_runs_with_columns_of_parameters_scores_and_gains(ledger):

@@ -189,7 +189,9 @@ def test_logs_of_a_cell_show_the_curve_of_the_attempt_that_its_record_names(
     later = ledger.read_record(second)
     assert later is not None
     files = {name.replace("attempt-1/", "attempt-3/"): checksum for name, checksum in later.files.items()}
-    ledger.write_record(later.model_copy(update={"attempt": 3, "files": files}))
+    ledger.write_record(
+        later.model_copy(update={"attempt": 3, "files": files, "training": {**later.training, "seconds": 9.0}})
+    )
     for cell, number in ((first, 1), (second, 3)):
         _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
         assert f"(attempt {number})" in text and "attempt 3: published" in text

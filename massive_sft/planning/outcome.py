@@ -75,8 +75,7 @@ def _say_the_same(older: Record, newer: Record) -> bool:
 def _said(record: Record) -> tuple[object, ...]:
     layers = {name: checksum for name, checksum in record.files.items() if name.endswith("/layers.parquet")}
     outcome = (record.status, record.error, record.missing, record.scores, record.measures)
-    trained = (record.trajectory, record.trajectory and record.attempt, record.counts, record.training)
-    return (*outcome, record.coordinates, *trained, layers)
+    return (*outcome, record.coordinates, record.trajectory, record.counts, record.training, layers)
 
 
 class AsPlanAsks:

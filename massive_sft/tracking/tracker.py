@@ -227,15 +227,17 @@ class Tracker:
             log.warning("%d runs of an earlier version are in the tracker's trash; they are written anew", len(earlier))
 
     def _child(self, run: CellRun) -> Run:
-        """Find or make the run of a cell. One with numbers that no longer hold is made anew: MLflow can remove a run,
-        but no metric of it.
+        """Find or make the run of a cell. One with numbers that no longer hold is made anew, and a failed one where the
+        cell was made again: MLflow can remove a run, but no metric of it, and cannot change when it began.
         """
         existing = self._run_of(run.cell)
         if existing is not None:
             stale = stale_metrics(existing.data.metrics, run)
-            if not stale:
+            is_made_again = existing.info.status == "FAILED" and existing.info.start_time != run.start
+            if not stale and not is_made_again:
                 return existing
-            log.info("%s has no %s any more: its run is in the trash, and written anew", run.name, ", ".join(stale))
+            why = f"has no {', '.join(stale)} any more" if stale else "was made again since it failed"
+            log.info("%s %s: its run is in the trash, and written anew", run.name, why)
             self._set_columns([name for name in self._columns or () if name not in stale], self._tags)
             self._client.delete_run(run_id(existing))
         # With the tags that find it again in the very call that makes it: a crash right after loses nothing.
