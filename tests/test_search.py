@@ -566,7 +566,7 @@ def test_ranges_are_rounded_and_lists_keep_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": {"maximize": "quizz"}}, "no benchmark or measure of the sweep gives it, got 'quizz'"),
+        ({"objective": {"maximize": "quizz"}}, "gives it, got 'quizz' (did you mean 'quiz'?)"),
         ({"stop": {"regret": "5%"}}, "is judged over cells only (over): trials says when this search ends"),
         (
             {"rungs": {"at": [1, 2]}, "horizon": 2, "objective": {"maximize": ["quiz", "prose"]}},

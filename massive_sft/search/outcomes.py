@@ -6,6 +6,7 @@ Nothing in an outcome depends on when, where or in which attempt a cell was made
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,7 +81,9 @@ class Reader:
     def problems(self, asked: Iterable[Requirement], place: Callable[[str], str]) -> list[Problem]:
         """Return the names that nothing which is asked of a cell gives; ``place`` says where one is written."""
         known = list(asked)
-        choices = [item.label for item in known if item.is_benchmark or item.measure in MEASURES]
+        called = Counter(_shortest_name(item) for item in known)
+        given = (item for item in known if item.is_benchmark or item.measure in MEASURES)
+        choices = [item.label if called[short := _shortest_name(item)] > 1 else short for item in given]
         found = []
         for name in self.names:
             count = len([item for item in known if _is_called(item, name)])
@@ -122,9 +125,14 @@ class Reader:
 
 
 def _is_called(item: Requirement, name: str) -> bool:
+    return name in (item.label, _shortest_name(item))
+
+
+def _shortest_name(item: Requirement) -> str:
+    """Return a measure's name, or a benchmark's without its shots."""
     if item.judged is not None:
-        return name in (item.label, item.judged.title)
-    return name in (item.label, item.measure, None if item.task is None else title(item.task))
+        return item.judged.title
+    return item.measure or (item.label if item.task is None else title(item.task))
 
 
 def _value(record: Record, item: Requirement) -> tuple[float, float] | None:
