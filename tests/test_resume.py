@@ -32,6 +32,7 @@ from resuming import (
     go,
     interrupted,
 )  # fmt: skip
+from small_memory import SmallMemory
 from small_sweep import small_sweep
 from tiny_training import make_base, make_samples, make_spec, train
 
@@ -51,6 +52,7 @@ from massive_sft.training.checkpoints.disk import CheckpointFacts
 from massive_sft.training.checkpoints.policy import Interval, ResumePoint, first_cost_s
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import CheckpointFailed, CheckpointWritten, Resumed, StartedOver, StepDone
+from massive_sft.training.packing import Limit
 
 HERE = Path(__file__).parent
 
@@ -460,7 +462,23 @@ def test_repeated_loss_may_differ_by_2_percent_or_a_hundredth_of_a_nat(
     start = ResumePoint(tmp_path, facts, (), {11: before}, ("layout: zero was 1, is 2",), strict=False, convert=False)
     done = StepDone(11, 1, now, 1e-3, 1.0, 10, 5, 0.1)
     with pytest.raises(LossJump, match="nats") if jumps else nullcontext():
-        Continuity(start, 2).check(done, LossCurve(20, 97))
+        Continuity(start, 2).check(done, LossCurve(20, 97), Limit(samples=2))
+
+
+@pytest.mark.parametrize("short_before", [True, False])
+def test_repeated_loss_of_another_micro_batch_may_differ_in_its_last_bits(
+    base: Path, tmp_path: Path, short_before: bool
+) -> None:
+    """Memory runs out in the step after the checkpoint, before the crash or when that step is repeated."""
+    spec = make_spec(base, (3,), layout={"zero": "auto", "micro_batch": 4}, lr=1e-2)
+    with SmallMemory(rows=2, passes=4) if short_before else nullcontext():
+        interrupted(spec, tmp_path, 4)
+    told = Told()
+    with begin(tmp_path) as attempt, nullcontext() if short_before else SmallMemory(rows=2):
+        summary = go(spec, attempt, told)
+    assert summary.steps == STEPS and summary.resumed[0]["exact"] is False
+    note = "micro-batch: was {'samples': 4}, {'samples': 2} after step 4, where memory ran out"
+    assert told.of(Resumed)[0].notes == ((note,) if short_before else ())
 
 
 def test_checkpoint_of_an_engine_with_other_last_bits_goes_on_and_says_so(
@@ -504,7 +522,8 @@ def test_loss_after_a_resume_may_be_high_where_one_of_five_is_not(
         curve.add(1 + 0.1 * (step % 2), 1.0)
     with pytest.raises(LossJump, match="at most") if jumps else nullcontext():
         for taken, loss in enumerate(losses, 1):
-            continuity.check(StepDone(10 + taken, 1, loss, 1e-3, 1.0, 10, 5, 0.1), curve)
+            done = StepDone(10 + taken, 1, loss, 1e-3, 1.0, 10, 5, 0.1)
+            continuity.check(done, curve, Limit(samples=2))
             curve.add(loss, 1.0)
             if taken in written_after:
                 continuity.confirm()

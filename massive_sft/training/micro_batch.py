@@ -125,7 +125,7 @@ def as_dict(limit: Limit) -> dict[str, int]:
 
 
 def write_limit(directory: Path, limit: Limit) -> None:
-    """Leave a micro-batch in an attempt's folder for workers that train again there."""
+    """Leave a micro-batch that was halved in an attempt's folder, for who trains again there or goes on after it."""
     files.write_json(directory / _NAME, asdict(limit))
 
 

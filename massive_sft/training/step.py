@@ -40,7 +40,7 @@ class StepRunner:
         engine: whose weights are updated.
         rank: of this process.
         limit: the micro-batch to begin with.
-        directory: of the attempt, where a smaller micro-batch is left for workers that train again.
+        directory: of the attempt, where a smaller micro-batch is left for who goes on.
 
     Attributes:
         limit: the micro-batch now; running out of memory halves it.
@@ -103,8 +103,8 @@ class StepRunner:
                     raise
                 what = f"out of memory at step {batch.step + 1} with a micro-batch of {micro_batch.as_dict(self.limit)}"
                 smaller = micro_batch.halved_limit(self.limit, self._samples, what)
+                micro_batch.write_limit(self._directory, smaller)
                 if self._engine.ranks > 1:
-                    micro_batch.write_limit(self._directory, smaller)
                     raise TrainAgain(what) from error
             # Outside the handler, so that the broken pass's tensors are no longer held by its traceback.
             self.limit = smaller

@@ -124,7 +124,7 @@ class TrajectoryTrainer:
         for batch in batches_between(self._step, self.last_step, len(self.samples), setting.batch, setting.seed):
             done, decision = self.runner.run(batch, self._decide)
             if self.checkpoints is not None:
-                self.checkpoints.check(done, self.monitor.curve)
+                self.checkpoints.check(done, self.monitor.curve, self.runner.limit)
             if is_rank0():
                 losses.write(to_line(done))
                 losses.flush()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.training.checkpoints.policy import ResumePoint
 from massive_sft.training.divergence import LossCurve
 from massive_sft.training.events import StepDone
+from massive_sft.training.packing import Limit
 
 # Difference of the first repeated loss, relative, and in nats for a loss near 0: what rounding to bf16 and other
 # dropout masks explain.
@@ -44,9 +45,9 @@ class Resumption:
 class Continuity:
     """Compares the losses after a resume with those before.
 
-    - A step that the checkpoint's writer had done as well: bit by bit where layout and libraries are the same and no
-      GPU is used (its attention kernels add in any order). Else the first of them within 2 % or 0.01 nats, later ones
-      not at all, because rounding grows.
+    - A step that the checkpoint's writer had done as well: bit by bit where layout, libraries and micro-batches are
+      the same and no GPU is used (its attention kernels add in any order). Else the first of them within 2 % or 0.01
+      nats, later ones not at all, because rounding grows.
     - Without such a step: of the first five losses, one must not lie above the highest of the last 5 % of steps (at
       least 5) before by more than 0.5 nats and five standard deviations of the noise between batches. Until one does
       not, nothing may rest on the steps since: ``confirm``.
@@ -55,13 +56,14 @@ class Continuity:
     def __init__(self, start: ResumePoint, attempt: int):
         self._start = start
         self._attempt = attempt
+        self._strict = start.strict
         self._repeated = 0
         self._exact: bool | None = None
         self._highest = math.inf
         self._above: StepDone | None = None  # the last step, where all since the resume had losses above the highest
 
-    def check(self, done: StepDone, curve: LossCurve) -> None:
-        """Judge a step, before it is added to ``curve``. Raises LossJump."""
+    def check(self, done: StepDone, curve: LossCurve, limit: Limit) -> None:
+        """Judge a step that was taken with ``limit``, before it is added to ``curve``. Raises LossJump."""
         before = self._start.repeated.get(done.step)
         taken = done.step - self._start.facts.step
         if taken == 1:
@@ -72,10 +74,12 @@ class Continuity:
             if taken >= STEPS:
                 self.confirm()
             return
+        # Samples that are cut otherwise are summed in another order, which changes the weights from this step on.
+        self._strict = self._strict and asdict(limit) == self._start.facts.limit
         same = before == done.loss or (math.isnan(before) and math.isnan(done.loss))
         self._repeated += 1
         self._exact = same and self._exact is not False
-        if not same and self._start.strict:
+        if not same and self._strict:
             self._raise_jump(done, f"it was {before!r} before, and must be equal bit by bit")
         if taken == 1 and not same and not abs(done.loss - before) <= max(TOLERANCE * abs(before), NATS):
             self._raise_jump(done, f"it was {before!r} before, and must be within {TOLERANCE:.0%} or {NATS} nats of it")

@@ -111,10 +111,10 @@ class CheckpointManager:
             name = f"snapshots/epoch-{epoch}"
             link_folder(point.folder / name, self._directory / name)
 
-    def check(self, done: StepDone, curve: LossCurve) -> None:
-        """Judge whether the losses go on as they should; ``curve`` holds those before. Raises LossJump."""
+    def check(self, done: StepDone, curve: LossCurve, limit: Limit) -> None:
+        """Judge whether the losses go on as they should; arguments as of ``Continuity.check``. Raises LossJump."""
         if self._continuity is not None:
-            self._continuity.check(done, curve)
+            self._continuity.check(done, curve, limit)
 
     def confirm(self) -> None:
         """Make sure that something may rest on the steps since a resume. Raises LossJump."""

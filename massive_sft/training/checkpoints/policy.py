@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from massive_sft.data.samples import Samples
 from massive_sft.ledger.loss_curve import LOSSES, read_steps
 from massive_sft.ledger.resume_state import ResumeState
 from massive_sft.sweep.spec import Layout, TrainingSpec
+from massive_sft.training import micro_batch
 from massive_sft.training.checkpoints import disk
 from massive_sft.training.checkpoints.disk import CheckpointFacts, CheckpointStore
 from massive_sft.training.events import StartedOver, StepDone
+from massive_sft.training.packing import Limit
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "numpy")
 # Stages whose states DeepSpeed converts into each other, and to other numbers of workers.
@@ -176,11 +178,16 @@ def _resume_point(
 ) -> ResumePoint:
     changes = tuple(_changes("layout", facts.layout, spec.layout.model_dump(mode="json")))
     changes += tuple(_changes("environment", facts.environment, environment(spec.layout)))
+    attempt = store.home.local(f"attempts/{facts.attempt}")
+    left = micro_batch.read_limit(attempt)
+    if left is not None and asdict(left) != facts.limit:
+        since = f"{micro_batch.as_dict(left)} after step {facts.step}, where memory ran out"
+        changes += (f"micro-batch: was {micro_batch.as_dict(Limit(**facts.limit))}, {since}",)
     return ResumePoint(
         folder=store.folder_of(state),
         facts=facts,
         steps=steps,
-        repeated=_seen_after(store.home.local(f"attempts/{facts.attempt}") / LOSSES, facts.step),
+        repeated=_seen_after(attempt / LOSSES, facts.step),
         notes=changes,
         passed_over=passed_over,
         # Trainings that share passes may have had others beside them, which changes last bits.
