@@ -77,7 +77,7 @@ def train(folder: Path, zero: int, only_load: bool) -> list[float]:
     if only_load:
         return [*found * 3, peak.files]
     engine = make_engine(SummedLoss(model), spec.setting, spec.layout)
-    runner = StepRunner(spec, samples, engine, rank, Limit(samples=1), folder)
+    runner = StepRunner(spec, samples, engine, rank, Limit(samples=1), (), folder)
     for batch in batches_between(0, 2, SAMPLES, spec.setting.batch, spec.setting.seed):
         runner.run(batch, lambda: Decision.GO_ON)
     found.append(peak.anonymous)

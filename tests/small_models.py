@@ -15,6 +15,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     Qwen2Config,
@@ -37,6 +38,7 @@ _FAMILIES: Mapping[str, tuple[type[PreTrainedConfig], Mapping[str, Any]]] = {
     "olmo2": (Olmo2Config, _GROUPED),
     "neox": (GPTNeoXConfig, _PLAIN),
     "phi": (PhiConfig, _PLAIN),
+    "phi3": (Phi3Config, {**_GROUPED, "pad_token_id": 0}),
     "gpt2": (
         GPT2Config,
         {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}

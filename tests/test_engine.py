@@ -314,7 +314,7 @@ def test_first_pass_of_one_rank_halves_the_micro_batch_and_leaves_no_trace(
     limit = tried(spec, samples, engine, loss.model, first_trials(spec, samples, engine, loss.model, False)).limit
     assert torch.equal(torch.get_rng_state(), random_state)
     assert limit == Limit(samples=2) and memory.raised == 1
-    runner = StepRunner(spec, samples, engine, 0, limit, tmp_path)
+    runner = StepRunner(spec, samples, engine, 0, limit, (), tmp_path)
     batches = batches_between(0, 6, len(samples), spec.setting.batch, spec.setting.seed)
     steps = [runner.run(batch, lambda: Decision.GO_ON)[0] for batch in batches]
     losses, norms, _ = reference["full"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -22,14 +23,19 @@ def default_budget(device: torch.device) -> int:
     return CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
 
 
-def plan(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def plan(lengths: Sequence[int], budget: int, borders: Sequence[int] = ()) -> list[list[int]]:
     """Group indices into batches of at most ``budget`` tokens with padding (a longer one is alone), longest first.
 
     Ties keep their order, so equal lengths give equal batches.
+
+    Args:
+        borders: of the model (``configuration.length_borders``): no batch has lengths on both sides of one.
     """
+    sides = [bisect_left(borders, length) for length in lengths]
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+        first = batches[-1][0] if batches else index
+        if batches and sides[first] == sides[index] and (len(batches[-1]) + 1) * lengths[first] <= budget:
             batches[-1].append(index)
         else:
             batches.append([index])

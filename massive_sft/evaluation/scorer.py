@@ -20,6 +20,7 @@ from massive_sft.evaluation.logits import chosen_logits, dense_budget, target_lo
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
 from massive_sft.evaluation.responses import CONTEXTS_CUT, GenerationResponse, LikelihoodResponse, Response
 from massive_sft.models.attention import attention_of
+from massive_sft.models.configuration import length_borders
 
 
 class Scorer(Protocol):
@@ -102,7 +103,8 @@ class Batches:
         """
         dense = any(reads(row) == len(row[0].tokens) for row in rows)
         budget = dense_budget(self.model, self.token_budget) if dense else self.token_budget
-        return in_groups(batching.plan([len(row[0].tokens) for row in rows], budget), rows, self._answer)
+        lengths = [len(row[0].tokens) for row in rows]
+        return in_groups(batching.plan(lengths, budget, length_borders(self.model.config)), rows, self._answer)
 
     def _answer(self, rows: Sequence[Row]) -> list[list[Value]]:
         row_of: list[int] = []

@@ -24,6 +24,7 @@ from massive_sft.data.samples import Samples
 from massive_sft.evaluation import batching, intervals
 from massive_sft.evaluation.logits import NO_NUMBERS, chosen_logits, dense_budget, target_logprobs
 from massive_sft.ledger.storage import Storage
+from massive_sft.models.configuration import length_borders
 from massive_sft.sweep.semantics import MEASURE_SEMANTICS
 
 log = logging.getLogger(__name__)
@@ -156,7 +157,7 @@ def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: 
     nll = np.zeros(len(samples.tokens))  # of each token; 0 for a sample's first, which nothing predicts
     splits = 0
     budget = dense_budget(model, token_budget or batching.default_budget(model.device))
-    for batch in batching.plan(samples.lengths.tolist(), budget):
+    for batch in batching.plan(samples.lengths.tolist(), budget, length_borders(model.config)):
         results, made = batching.run_split(batch, lambda part: _batch(model, samples, part))
         for index, values in zip(batch, results, strict=True):
             nll[samples.offsets[index] + 1 : samples.offsets[index + 1]] = values

@@ -62,6 +62,18 @@ def unsupported(model: Model, config: Any) -> list[Problem]:
     return problems
 
 
+def length_borders(config: Any) -> tuple[int, ...]:
+    """Return the lengths, ascending, beyond which a model computes positions otherwise (longrope's long factors).
+
+    The longest sequence of a batch decides for all of it, so none may have sequences on both sides of a border. Empty
+    for nearly all models.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(one for one in rope.values() if isinstance(one, dict))]  # one for all layers, or one for each kind
+    found = {one["original_max_position_embeddings"] for one in kinds if one.get("rope_type") == "longrope"}
+    return tuple(sorted(found))
+
+
 def positions_of(config: Any) -> int | None:
     """Return the longest sequence, in tokens, that a configuration declares; None where it declares none."""
     text = config.get_text_config()

@@ -11,6 +11,7 @@ import torch
 from massive_sft.core.stop import never_stop
 from massive_sft.cost.memory import chunk_targets
 from massive_sft.data.samples import Samples
+from massive_sft.models.configuration import length_borders
 from massive_sft.models.device import device_of
 from massive_sft.models.kept_base import KeptBase
 from massive_sft.models.pretrained import quiet
@@ -126,7 +127,10 @@ def _load_and_train(
         manager = (
             CheckpointManager(checkpoints, spec, samples, engine, rank, directory, report) if checkpoints else None
         )
-        steps = (StepRunner if member is None else MemberSteps)(spec, samples, engine, rank, trial.limit, directory)
+        borders = length_borders(model.config)
+        steps = (StepRunner if member is None else MemberSteps)(
+            spec, samples, engine, rank, trial.limit, borders, directory
+        )
         writer = SnapshotWriter(spec, engine, model, report, publish)
         trainer = TrajectoryTrainer(
             spec, samples, loss, kernels, engine, steps, monitor, manager, writer, directory, report, stop

@@ -6,6 +6,7 @@ stand one after another in one row, and position ids that restart keep them apar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,7 +96,7 @@ class MicroBatch:
 
 
 def plan_step(
-    batch: np.ndarray, lengths: np.ndarray, ranks: int, limit: Limit, packing: bool
+    batch: np.ndarray, lengths: np.ndarray, ranks: int, limit: Limit, packing: bool, borders: Sequence[int] = ()
 ) -> list[list[np.ndarray]]:
     """Deal a batch's samples to ranks and cut each share into micro-batches.
 
@@ -108,23 +109,33 @@ def plan_step(
         ranks: number of data-parallel ranks.
         limit: the most that a micro-batch holds.
         packing: True when samples stand one after another in one row.
+        borders: of the model (``configuration.length_borders``): no micro-batch has samples on both sides of one.
 
     Returns:
         Sample indices by rank and micro-batch. Every rank has equally many micro-batches, as collective operations
         need; a rank with fewer samples ends with empty ones.
     """
     by_length = batch[np.argsort(-lengths[batch], kind="stable")]
-    if packing or limit.tokens is None:
-        shares = deal_longest_first(lengths[by_length].tolist(), ranks)
-        cut = _cut_packed if packing else _cut_padded
-        plans = [cut(by_length[share], lengths, limit) for share in shares]
-    else:
-        widths = [padded_width(int(length)) for length in lengths[by_length]]
-        dealt = deal_padded(widths, ranks, limit.tokens)
-        plans = [[by_length[micro_batch] for micro_batch in micro_batches] for micro_batches in dealt]
+    plans: list[list[np.ndarray]] = [[] for _ in range(ranks)]
+    for alike in np.split(by_length, np.flatnonzero(np.diff(np.searchsorted(borders, lengths[by_length]))) + 1):
+        for plan, more in zip(plans, _plan_alike(alike, lengths, ranks, limit, packing), strict=True):
+            plan += more
     rounds = max(map(len, plans))
     empty = np.empty(0, dtype=np.int64)
     return [plan + [empty] * (rounds - len(plan)) for plan in plans]
+
+
+def _plan_alike(
+    by_length: np.ndarray, lengths: np.ndarray, ranks: int, limit: Limit, packing: bool
+) -> list[list[np.ndarray]]:
+    """Return the micro-batches of each rank of samples that may share one, from long to short."""
+    if packing or limit.tokens is None:
+        shares = deal_longest_first(lengths[by_length].tolist(), ranks)
+        cut = _cut_packed if packing else _cut_padded
+        return [cut(by_length[share], lengths, limit) for share in shares]
+    widths = [padded_width(int(length)) for length in lengths[by_length]]
+    dealt = deal_padded(widths, ranks, limit.tokens)
+    return [[by_length[micro_batch] for micro_batch in micro_batches] for micro_batches in dealt]
 
 
 def fullest(batch: int, lengths: np.ndarray, limit: Limit, packing: bool) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class StepRunner:
         engine: whose weights are updated.
         rank: of this process.
         limit: the micro-batch to begin with.
+        borders: lengths that no micro-batch has samples on both sides of (``configuration.length_borders``).
         directory: of the attempt, where a smaller micro-batch is left for who goes on.
 
     Attributes:
@@ -47,13 +48,21 @@ class StepRunner:
     """
 
     def __init__(
-        self, spec: TrainingSpec, samples: Samples, engine: Engine, rank: int, limit: packing.Limit, directory: Path
+        self,
+        spec: TrainingSpec,
+        samples: Samples,
+        engine: Engine,
+        rank: int,
+        limit: packing.Limit,
+        borders: Sequence[int],
+        directory: Path,
     ):
         self.limit = limit
         self._spec = spec
         self._samples = samples
         self._engine = engine
         self._rank = rank
+        self._borders = borders
         self._directory = directory
         self._lengths, self._targets = samples.lengths, samples.trainable_lengths
         self._horizon_steps = spec.horizon * steps_per_epoch(len(samples), spec.setting.batch)
@@ -112,5 +121,5 @@ class StepRunner:
 
     def _micro_batches(self, indices: np.ndarray) -> list[packing.MicroBatch]:
         packed = self._spec.layout.packing
-        plan = packing.plan_step(indices, self._lengths, self._engine.ranks, self.limit, packed)
+        plan = packing.plan_step(indices, self._lengths, self._engine.ranks, self.limit, packed, self._borders)
         return [packing.collate(self._samples, members, packed) for members in plan[self._rank]]
