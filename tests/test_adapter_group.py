@@ -12,7 +12,20 @@ import torch
 from resuming import Told, begin
 from safetensors.torch import load_file
 from small_memory import SmallMemory
+from small_models import SIZES
 from tiny_training import make_base, make_samples, make_spec
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    MixtralConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    Starcoder2Config,
+)
 
 from massive_sft.core.errors import Interrupted, Unsupported
 from massive_sft.core.turn_taking import Turn, take_turns
@@ -23,6 +36,7 @@ from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.events import Resumed, StepDone
 from massive_sft.training.layout import layout_problems
 from massive_sft.training.loop import train_trajectory
+from massive_sft.training.lora import drops_out
 from massive_sft.training.summary import TrainingSummary
 
 # Larger than the gradients that rounding decides, so that AdamW does not blow those up to a whole learning rate.
@@ -161,6 +175,32 @@ def test_base_that_drops_out_is_refused(tmp_path: Path) -> None:
     (spec, *_) = specs(base, 2)
     errors = AdapterGroup(spec.layout).train([partial(train, spec, tmp_path / "one")])
     assert isinstance(errors[0], Unsupported) and "drops out" in str(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (OPTConfig, {"ffn_dim": 64}),  # dropout 0.1 by default
+        (OPTConfig, {"ffn_dim": 64, "dropout": 0.0}),
+        (OPTConfig, {"ffn_dim": 64, "dropout": 0.0, "layerdrop": 0.5}),
+        (BloomConfig, {"hidden_dropout": 0.1}),
+        (FalconConfig, {}),
+        (FalconConfig, {"hidden_dropout": 0.1}),
+        (Starcoder2Config, {"residual_dropout": 0.1}),
+        (GPTJConfig, {"attn_pdrop": 0.1, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "rotary_dim": 8}),
+        (MixtralConfig, {"router_jitter_noise": 0.1}),
+        (GPTNeoXConfig, {"classifier_dropout": 0.1}),  # of a head that it does not have
+        (GPT2Config, {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "summary_first_dropout": 0.1}),
+    ],
+)
+def test_base_is_known_to_drop_out_where_its_passes_do(kind: type[PreTrainedConfig], values: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_key_value_heads": 2, "vocab_size": 97, "max_position_embeddings": 64}
+    model = AutoModelForCausalLM.from_config(kind(**sizes, word_embed_proj_dim=32, **values)).train()
+    ids = torch.arange(1, 33)[None]
+    with torch.no_grad():
+        one, *others = (model(input_ids=ids).logits for _ in range(8))
+    assert drops_out(model) == any(not torch.equal(one, other) for other in others)
 
 
 @pytest.mark.parametrize(

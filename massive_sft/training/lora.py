@@ -69,9 +69,21 @@ def target_problems(model: PreTrainedModel, lora: Lora) -> list[Problem]:
 
 
 def drops_out(model: nn.Module) -> bool:
-    """Return whether a model has dropout of its own, in a module or in its attention."""
-    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
+    """Return whether a model that trains draws random numbers in its passes, by what it names so.
+
+    That is dropout, layers left out, noise of a router. Families keep such rates in modules or read them in their
+    configurations, under many names, so a rate that no pass reads may be taken for one that is.
+    """
+    modules = list(model.modules())
+    configs = {id(config): config for config in (getattr(module, "config", None) for module in modules)}
+    kept = [vars(holder) for holder in (*modules, *configs.values()) if holder is not None]
+    rates = (rate for values in kept for name, rate in values.items() if _is_of_chance(name))
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def _is_of_chance(name: str) -> bool:
+    """Return whether an attribute is named as rates of dropout and noise are; those of other heads play no part."""
+    return name == "p" or (("drop" in name or "jitter" in name) and not name.startswith(("classifier", "summary")))
 
 
 def _choices(names: Iterable[str], target: str) -> list[str]:
