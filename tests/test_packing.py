@@ -27,9 +27,9 @@ from massive_sft.training.packing import NO_TARGET, Limit, collate, fitting_toke
 LIMITS = [Limit(samples=1), Limit(samples=3), Limit(tokens=1), Limit(tokens=50), Limit(tokens=10_000)]
 
 
-def _model(family: str) -> Any:
+def _model(family: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(family))
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -165,6 +165,16 @@ def test_loss_packed_padded_and_one_by_one_equals_the_whole_forward(family: str)
     assert single == pytest.approx(one_by_one, rel=1e-5)
     assert padded == pytest.approx(sum(one_by_one), rel=1e-5)
     assert packed == pytest.approx(sum(one_by_one), rel=1e-5)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_loss_of_samples_that_fill_all_learned_positions(packing: bool) -> None:
+    """No padding stands where a model has no position: 18 is no multiple of 16."""
+    samples, model = make_samples(6, longest=18), _model("gpt2", n_positions=18)
+    assert padded_width(int(samples.lengths.max())) > 18
+    expected = [_whole_forward(model, samples, index) for index in range(6)]
+    with torch.no_grad():
+        assert float(SummedLoss(model)(collate(samples, np.arange(6), packing))) == pytest.approx(sum(expected))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -31,9 +31,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(family: str) -> PreTrainedConfig:
-    """Return the configuration of a family's model as these tests train it."""
-    return small_config(family, VOCABULARY, **CONFIGS[family])
+def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
+    """Return the configuration of a family's model as these tests train it; ``changes`` go over its own values."""
+    return small_config(family, VOCABULARY, **{**CONFIGS[family], **changes})
 
 
 def make_base(folder: Path, family: str = "llama", dtype: torch.dtype = torch.float32, spread: float = 3.0) -> Path:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from massive_sft.core.errors import Unsupported
 from massive_sft.models.attention import attention_of
 from massive_sft.models.chosen_positions import ChosenPositions
+from massive_sft.models.configuration import positions_of
 from massive_sft.training.chunked_loss import Tail, chunked_loss, find_tail
 from massive_sft.training.packing import NO_TARGET, MicroBatch
 from massive_sft.training.shares import full_shape
@@ -41,6 +42,7 @@ class SummedLoss(nn.Module):
         self._chosen = ChosenPositions(model)
         self._chunk = chunk
         self._most_whole = 0 if chunk is None else chunk + _targets_of_gradient(model.get_output_embeddings())
+        self._positions = positions_of(model.config)
         self._tail: Tail | None = None
         self._takes_borders = _takes_borders(model)
 
@@ -58,6 +60,7 @@ class SummedLoss(nn.Module):
 
     def of_parts(self, batch: MicroBatch, parts: int) -> list[torch.Tensor]:
         """Return the loss of each of ``parts`` equal parts of the targets, one behind the other; as ``forward``."""
+        batch = batch.within(self._positions)
         if self._chunk is not None and len(batch.keep) > self._most_whole:
             losses = self._by_chunks(batch, self._chunk, parts)
             if losses is not None:

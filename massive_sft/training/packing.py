@@ -94,6 +94,14 @@ class MicroBatch:
         }
         return replace(self, **moved)
 
+    def within(self, positions: int | None) -> MicroBatch:
+        """Return the same without the padding beyond a model's positions, which samples fit; None where it has any."""
+        width = self.input_ids.shape[1]
+        if positions is None or width <= positions or self.position_ids is not None:
+            return self
+        keep = self.keep // width * positions + self.keep % width
+        return replace(self, input_ids=self.input_ids[:, :positions], keep=keep)
+
 
 def plan_step(
     batch: np.ndarray, lengths: np.ndarray, ranks: int, limit: Limit, packing: bool, borders: Sequence[int] = ()
