@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from resuming import Told, begin
 from safetensors.torch import load_file
 from small_memory import SmallMemory
 from small_models import SIZES
 from tiny_training import make_base, make_samples, make_spec
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -31,7 +33,7 @@ from massive_sft.core.errors import Interrupted, Unsupported
 from massive_sft.core.turn_taking import Turn, take_turns
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.spec import Layout, TrainingSpec
-from massive_sft.training.adapter_group import AdapterGroup, GroupMember
+from massive_sft.training.adapter_group import AdapterGroup, GroupMember, JointLayer
 from massive_sft.training.checkpoints.disk import CheckpointStore
 from massive_sft.training.events import Resumed, StepDone
 from massive_sft.training.layout import layout_problems
@@ -106,6 +108,36 @@ def test_trainings_together_are_what_each_is_alone(
     base: Path, tmp_path: Path, alone: list[Result], layout: dict[str, Any]
 ) -> None:
     assert_equal(train_together(specs(base, 3, **layout), tmp_path), alone)
+
+
+def test_adapters_of_the_output_layer_together_are_what_each_is_alone(base: Path, tmp_path: Path) -> None:
+    def wanted(at_once: int) -> list[TrainingSpec]:
+        layout = {"zero": "auto", "lora_at_once": at_once}
+        loras: list[dict[str, Any]] = [{"rank": 4, "targets": ["q_proj", "lm_head"]}] * 2
+        return [
+            make_spec(base, layout=layout, method="lora", lr=lr, lora=lora, optimizer=SMOOTH)
+            for lr, lora in zip((1e-2, 1e-3), loras, strict=True)
+        ]
+
+    expected = [train(spec, tmp_path / f"alone{number}") for number, spec in enumerate(wanted(1))]
+    assert_equal(train_together(wanted(2), tmp_path), expected)
+
+
+def test_adapter_in_bf16_is_scaled_as_alone() -> None:
+    """By 4/3, which bf16 does not hold."""
+    torch.manual_seed(0)
+    base = nn.Linear(32, 32, bias=False, dtype=torch.bfloat16)
+    alone = get_peft_model(nn.Sequential(base), LoraConfig(r=3, lora_alpha=4, target_modules=["0"]))
+    layer: Any = alone.base_model.model[0]
+    for part in (layer.lora_A, layer.lora_B):
+        nn.init.normal_(part["default"].to(torch.bfloat16).weight)
+    rows = torch.randn(1, 512, 32, dtype=torch.bfloat16)
+    with torch.no_grad():
+        low = nn.functional.linear(rows, layer.lora_A["default"].weight)
+        up = layer.lora_B["default"].weight.double()
+        wanted = base(rows).double() + (low.double() * 4 / 3) @ up.mT
+        found = JointLayer(base, {0: layer}, [0])(rows).double()
+    assert abs(float((found * wanted).sum() / (wanted * wanted).sum()) - 1) < 3e-4
 
 
 def test_memory_that_is_too_small_for_all_halves_the_micro_batch_of_each(

@@ -135,8 +135,10 @@ class AdapterGroup:
             layers = {number: found[name] for number, found in adapted.items()}
             setattr(model.get_submodule(parent), own, JointLayer(model.get_submodule(name), layers, self._present))
         recompute_activations(model, self.layout)
-        head = model.get_output_embeddings().weight
-        joint = SummedLoss(model, chunk_targets(head.shape[0], self.layout))
+        head = self._base.get_output_embeddings().weight
+        # Chunks would have the rows of one member each, but adapters of an output layer take those of all.
+        is_whole = isinstance(model.get_output_embeddings(), JointLayer)
+        joint = SummedLoss(model, None if is_whole else chunk_targets(head.shape[0], self.layout))
         return joint.to(head.device).train()
 
 
@@ -217,8 +219,10 @@ class JointLayer(nn.Module):
         downs, ups = ([weights[number] for number in numbers] for weights in (self._down, self._up))
         down = torch.stack([functional.pad(weight, (0, 0, 0, rank - len(weight))) for weight in downs])
         up = torch.stack([functional.pad(weight, (0, rank - weight.shape[1])) for weight in ups])
-        scale = down.new_tensor([self._scale[number] for number in numbers])[:, None, None]
-        low = torch.bmm(rows.reshape(len(numbers), -1, rows.shape[-1]), down.mT) * scale
+        # In float32, as alone: bf16 has no 4/3.
+        scale = torch.tensor([self._scale[number] for number in numbers], device=down.device)[:, None, None]
+        low = torch.bmm(rows.reshape(len(numbers), -1, rows.shape[-1]), down.mT)
+        low = (low.float() * scale).to(low.dtype)
         joint = torch.baddbmm(result.reshape(len(numbers), -1, result.shape[-1]), low, up.mT)
         return joint.view(result.shape)
 
