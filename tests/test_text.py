@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from massive_sft.core.errors import InvalidInput
-from massive_sft.data.encoding import RowEncoder, truncate
+from massive_sft.data.encoding import RowEncoder, special_tokens, truncate
 from massive_sft.data.findings import Findings
 from massive_sft.data.rows import Row
 from massive_sft.models.tokenizer import load_tokenizer
@@ -351,6 +351,15 @@ def test_unknown_characters_are_text_but_the_unknown_tokens_text_is_not():
     assert sample.tokens.tolist() == [2, 0, 3, 1] and sample.text_bytes.tolist() == [1, 2, 1, 0]
     with pytest.raises(InvalidInput, match="special token"):
         encode(tokenizer, ("a", "<unk>"))
+
+
+def test_tokens_of_a_trimmed_vocabulary_have_ids_beyond_their_number():
+    words = {"<unk>": 2, "</s>": 0, "a": 1, "b": 9}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    assert encode(tokenizer, ("a", "b"), template="plain").tokens.tolist() == [1, 9, 0]
+    assert np.flatnonzero(special_tokens(tokenizer)).tolist() == [0] and len(special_tokens(tokenizer)) == 10
 
 
 # Tokenizer folders

@@ -71,9 +71,10 @@ class Encoded:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
-    """Return bool, shape (vocabulary,): the tokens that stand for no text, such as EOS and a chat's end of turn."""
+    """Return bool, shape (largest id + 1,): the tokens that stand for no text, such as EOS and a chat's end of turn."""
     found = _special_texts(tokenizer)
-    special = np.zeros(max([len(tokenizer) - 1, *found]) + 1, dtype=bool)
+    # Not ``len(tokenizer)``: a vocabulary that was trimmed has fewer tokens than its largest id says.
+    special = np.zeros(max([*tokenizer.get_vocab().values(), *found]) + 1, dtype=bool)
     # An unknown character becomes the unknown token rightly: it stands for text.
     special[[index for index in found if index != tokenizer.unk_token_id]] = True
     return special

@@ -148,7 +148,7 @@ def perplexity(model: Any, samples: Samples, special: np.ndarray, token_budget: 
     Args:
         model: in eval mode, on its device.
         samples: with ``tokens`` within the model's context.
-        special: bool, shape (tokenizer's vocabulary,), the tokens that stand for no text (``encoding.special_tokens``).
+        special: bool, shape (largest token id + 1,), the tokens that stand for no text (``encoding.special_tokens``).
         token_budget: tokens of a batch with padding; by the kind of device when ``None``.
 
     Raises:
