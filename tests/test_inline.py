@@ -234,6 +234,9 @@ def test_texts_are_measured_of_base_models_too_and_make_a_map(copy: Path) -> Non
     (problem, again) = check(edited)
     assert str(problem) == str(again).replace("measures[1]", "measures[0]")
     assert "probes.jsonl, line 1: must have a text that is not empty under this key" in str(problem)
+    probes.write_text(json.dumps({"text": "half of \ud83d"}) + "\n")
+    problem, _ = check(make_plan(load_sweep(path)))
+    assert "probes.jsonl, line 1: holds half of a surrogate pair, which is no text" in str(problem)
 
 
 def test_early_answers_are_scored_marked_and_finished_by_a_sweep_that_asks_for_all_questions(copy: Path) -> None:

@@ -106,6 +106,10 @@ def _text_of(line: str, column: str, place: str) -> str:
     if not isinstance(text, str) or not text:
         keys = tuple(row) if isinstance(row, dict) else ()
         raise InvalidInput(Problem(place, "must have a text that is not empty under this key", column, keys))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(Problem(place, "holds half of a surrogate pair, which is no text", ascii(text))) from error
     return text
 
 
