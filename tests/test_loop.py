@@ -25,6 +25,7 @@ from massive_sft.training import snapshot
 from massive_sft.training.divergence import DivergenceMonitor, LossCurve
 from massive_sft.training.events import SnapshotWritten, StepDone
 from massive_sft.training.loop import train_trajectory
+from massive_sft.training.step import StepRunner
 from massive_sft.training.summary import TrainingSummary
 
 
@@ -269,6 +270,25 @@ def verdict(losses: list[float], vocabulary: int = 100) -> tuple[int, str | None
         if reason:
             return index + 1, reason
     return len(losses), curve.final()
+
+
+@pytest.mark.parametrize("epochs", [(1,), (1, 2)])
+def test_sound_epoch_at_whose_last_step_the_run_is_given_up_has_its_snapshot(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: tuple[int, ...]
+) -> None:
+    """The second epoch is hopeless by a rule that may speak from the middle of the run on."""
+    losses = [4.3] * 5 + [3.2] * 5 + [4.6] * 86 + [4.55] * 4
+    run = StepRunner.run
+
+    def measured(*arguments: Any) -> tuple[StepDone, Any]:
+        done, decision = run(*arguments)
+        return dataclasses.replace(done, loss=losses[done.step - 1]), decision
+
+    monkeypatch.setattr(StepRunner, "run", measured)
+    spec = make_spec(base, epochs, layout={"zero": "auto"}, batch=1)
+    summary, _ = train(spec, make_samples(100), tmp_path)
+    assert (summary.steps, summary.diverged[1], [*summary.snapshots]) == (100, "", [1])
+    assert epochs == (1,) or "guessing" in summary.diverged[2]
 
 
 def test_curve_noise_of_any_seed_is_not_diverged() -> None:

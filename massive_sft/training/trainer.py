@@ -134,12 +134,13 @@ class TrajectoryTrainer:
             is_written = decision in (Decision.CHECKPOINT, Decision.STOP)
             if self.checkpoints is not None and (reason or ends_snapshot or is_written):
                 self.checkpoints.confirm()
-            if reason:
-                return
             if decision is not Decision.GO_ON:
                 self.writer.finish()
-            if ends_snapshot:
+            # Given up are the epochs to come: the one that ends here may be sound.
+            if ends_snapshot and not (reason and self.monitor.diverged.get(batch.epoch)):
                 self._begin_snapshot(batch.epoch)
+            if reason:
+                return
             if self._step == self.last_step:
                 self._write_last_checkpoint()
             elif is_written:
