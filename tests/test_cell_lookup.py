@@ -11,6 +11,7 @@ from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
+from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import CellPlan, Plan
 
 
@@ -108,6 +109,15 @@ def test_cell_of_two_sweeps_is_shown_as_one_asks_which_is_told(plan: Plan, tmp_p
     assert code == 0 and f"{cell}: as other.yaml asks; it is a cell of sweep.yaml, too" in text
     assert call("diff", cell, plan.cells[6].cell.id)[0] == 0
     assert call("show", cell, "--sweep", other)[0] == 0
+
+
+def test_draft_of_a_sweep_that_never_ran_does_not_say_what_a_cell_is(plan: Plan, tmp_path: Path) -> None:
+    save_last_plan(plan, Ledger.open(plan.root))
+    draft = tmp_path / "draft.yaml"  # stands before the other in the alphabet
+    draft.write_text(plan.sweep.path.read_text().replace("name: made", "name: draft"))
+    cell = plan.cells[5].cell.id
+    code, text = call("show", cell)
+    assert code == 0 and f"{cell}: as sweep.yaml asks; it is a cell of draft.yaml, too" in text
 
 
 def test_overlay_needs_its_sweep_file(plan: Plan, tmp_path: Path) -> None:

@@ -118,8 +118,9 @@ def test_show_sets_scores_apart_that_its_sweep_does_not_ask_for(
     show(cell, sound.sweep.path)
     assert "does not ask for" not in capsys.readouterr().out
     show(cell, file_of(tmp_path, "other", {"name": "prose", "shots": 0}))
-    _, _, apart = capsys.readouterr().out.partition("scores that this sweep does not ask for\n")
-    assert "quiz-0shot" in apart
+    text = capsys.readouterr().out
+    _, _, apart = text.partition("scores that this sweep does not ask for\n")
+    assert "quiz-0shot" in apart and "missing prose-0shot: not done yet" in text
 
 
 def test_provenance_is_of_the_run_that_made_what_the_sweep_asks_for(sound: Plan, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from massive_sft.cli.options import console, load_plan
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.cell_ids import match_id
+from massive_sft.ledger.last_plan import read_last_plan
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.outcome import as_asked, newest_as_asked
@@ -61,6 +62,14 @@ class CellMatch:
             return self.plan.cell.coordinates
         assert self.record is not None, "it is found by its plan or by its record"
         return coordinates_of(self.record)
+
+    @property
+    def untried(self) -> list[str]:
+        """Labels of what its sweep asks of a cell that is PARTIAL, and no run has tried yet."""
+        record = self.asked_record
+        if self.plan is None or record is None or self.status is not Status.PARTIAL:
+            return []
+        return [asked.label for asked in self.plan.with_record(self.record).unmet if asked.label not in record.missing]
 
     @property
     def templates(self) -> dict[str, str]:
@@ -179,12 +188,15 @@ def locate_cells(
 
 
 def _as_one_asks(cell: str, found: Mapping[Path, Mapping[str, CellMatch]]) -> CellMatch:
-    """Return a cell as a sweep asks for it that has the most of those that were found, which is told if others do."""
+    """Return a cell as a sweep asks for it that has the most of those that were found, which is told if others do.
 
-    def rank(place: Path) -> tuple[bool, int, bool]:
+    Of several it is one that has been run with the cell, and no draft beside it.
+    """
+
+    def rank(place: Path) -> tuple[bool, int, bool, bool]:
         match = found[place][cell]
         planned = sum(other.plan is not None for other in found[place].values())
-        return match.plan is not None, planned, match.record is not None
+        return match.plan is not None, planned, match.record is not None, _was_run(match)
 
     having = [place for place in found if cell in found[place]]
     place = max(having, key=rank)
@@ -194,6 +206,14 @@ def _as_one_asks(cell: str, found: Mapping[Path, Mapping[str, CellMatch]]) -> Ce
         note = f"{cell}: as {os.path.relpath(place)} asks; it is a cell of {named}, too (--sweep FILE)"
         console(is_error=True).print(note, style="dim", soft_wrap=True)
     return found[place][cell]
+
+
+def _was_run(match: CellMatch) -> bool:
+    """Return whether the last run of a cell's sweep had the cell."""
+    if match.sweep is None:
+        return False
+    last = read_last_plan(match.ledger.sweep(match.sweep.sweep.file.name))
+    return last is not None and match.id in last["cells"]
 
 
 def _known(root: Path | None) -> Iterator[tuple[Path, tuple[Plan | None, Ledger]]]:

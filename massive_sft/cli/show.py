@@ -46,12 +46,12 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
         record: Record | None = find_record(ledger, cell)
         beside: Collection[str] = ()
         templates: Mapping[str, str] = {}
-        remedies = list[str]()
+        untried, remedies = list[str](), list[str]()
     else:
         match = locate_cell(cell, sweep, overlay)
         ledger, record, beside = match.ledger, match.asked_record, match.beside
         templates = match.templates
-        remedies = find_remedies(match.sweep, [match.id]) if match.sweep else []
+        untried, remedies = match.untried, find_remedies(match.sweep, [match.id]) if match.sweep else []
     if as_json:
         print_json(record_json(record) if record else waiting_json(match))
     elif record is None:
@@ -59,7 +59,7 @@ def show(cell: CellId, sweep: Sweep = None, overlay: Overlays = None, as_json: J
     else:
         losses, settings = find_losses(ledger, record), find_settings(ledger, record)
         console().print(record_view(record, losses, settings, beside, templates))
-        for sentence in remedies:
+        for sentence in (*(f"missing {name}: not done yet" for name in untried), *remedies):
             console().print(sentence, style="yellow", soft_wrap=True)
 
 
