@@ -17,6 +17,7 @@ from massive_sft.cli.options import File, Json, Overlays, console, print_json, r
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import format_bytes, read_json
+from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import (
     ASIDE,
     KEPT,
@@ -321,7 +322,7 @@ def gc_view(garbage: Collected, ledger: Ledger, dry_run: bool) -> Group:
     notes = [Text(f"kept, {line}", style="dim") for line in garbage.kept]
     verb = "would go" if dry_run else "removed"
     total = (
-        f"{len(garbage.waste)} items, {format_bytes(garbage.size_bytes)} {verb}"
+        f"{counted(len(garbage.waste), 'item')}, {format_bytes(garbage.size_bytes)} {verb}"
         if garbage.waste
         else "nothing to remove"
     )

@@ -23,7 +23,7 @@ def cost_lines(cost: Cost) -> list[str]:
 
     A sum of which a part could not be estimated is not known: what is left of it would read as the whole.
     """
-    again = f"cost of `run --retrain`: {counted(cost.retrainings, 'training')} again and what they are needed for, "
+    again = f"cost of `run --retrain`: {counted(cost.retrainings, 'training')} again and what needs them, "
     more = [again + format_time(cost.retraining)] if cost.retrainings else []
     if not (cost.training.value or cost.evaluation.value or cost.unknown):
         return more
