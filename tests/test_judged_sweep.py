@@ -109,7 +109,7 @@ def _assert_search_may_look_at_it(path: Path, record: Record) -> None:
         assert Reader([name]).problems(wanted, "objective") == [] and outcome is not None
         assert (outcome.values, outcome.errors) == ({name: score.value}, {name: score.stderr})
     (problem,) = Reader(["mtbenhc"]).problems(wanted, lambda _: "objective")
-    assert "mtbench-0shot" in problem.choices
+    assert "mtbench" in problem.choices
 
 
 def _assert_transcript_is_whole(folder: Path, record: Record) -> None:
