@@ -16,7 +16,7 @@ from massive_sft.ledger.cell_ids import match_id
 from massive_sft.ledger.last_plan import read_last_plan
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.outcome import as_asked, newest_as_asked
+from massive_sft.planning.outcome import as_asked, newest_as_asked, untried_labels
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.requirements import named_templates
 from massive_sft.study.imported import coordinates_of
@@ -69,7 +69,7 @@ class CellMatch:
         record = self.asked_record
         if self.plan is None or record is None or self.status is not Status.PARTIAL:
             return []
-        return [asked.label for asked in self.plan.with_record(self.record).unmet if asked.label not in record.missing]
+        return untried_labels(self.plan.with_record(self.record), record.missing)
 
     @property
     def templates(self) -> dict[str, str]:

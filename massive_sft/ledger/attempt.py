@@ -249,13 +249,21 @@ def find_stale_checkpoints(storage: Root) -> list[str]:
     """
     stale: list[str] = []
     for folder in (RESUME, KEPT):
-        try:
-            name = json.loads(storage.get(f"{folder}/{LATEST}").data)["name"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            name = None
+        name = counting_checkpoint(storage, folder)
         there = {item.name for item in storage.list(folder)} | _folders(storage.local(folder))
         stale += [f"{folder}/{own}" for own in sorted(there - {name, LATEST})]
     return stale
+
+
+def counting_checkpoint(storage: Root, folder: str) -> str:
+    """Return the name of the checkpoint that counts below a trajectory's ``resume`` or ``kept``.
+
+    Empty where none does, or nobody can tell which.
+    """
+    try:
+        return str(json.loads(storage.get(f"{folder}/{LATEST}").data)["name"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _folders_of(storage: Root, prefix: str) -> list[str]:

@@ -6,14 +6,13 @@ of 14 to 16 bytes a trained weight, and snapshots.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from massive_sft.ledger.attempt import KEPT, LATEST, RESUME
+from massive_sft.ledger.attempt import KEPT, RESUME, counting_checkpoint
 from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import read_lease
 from massive_sft.ledger.storage import Root
@@ -45,7 +44,7 @@ def _remove_of(trajectory: BucketRoot) -> list[Path]:
     if lease is None:
         return []
     last = lease.number if lease.released else lease.number - 1
-    counting = {trajectory.local(folder) / _latest(trajectory, folder) for folder in (RESUME, KEPT)}
+    counting = {trajectory.local(folder) / counting_checkpoint(trajectory, folder) for folder in (RESUME, KEPT)}
     removed = [path for path, attempt in written.items() if attempt <= last and path not in counting]
     for path in removed:
         with suppress(FileNotFoundError):  # another process of this machine is at it
@@ -59,11 +58,3 @@ def _written(home: Path) -> dict[Path, int]:
     named = [(path, _CHECKPOINT.fullmatch(path.name)) for folder in (RESUME, KEPT) for path in home.glob(f"{folder}/*")]
     own |= {path: int(match[1]) for path, match in named if match}
     return {path: attempt for path, attempt in own.items() if path.is_dir()}
-
-
-def _latest(trajectory: BucketRoot, folder: str) -> str:
-    """Return the name of the checkpoint that counts; empty where none does, or nobody can tell which."""
-    try:
-        return str(json.loads(trajectory.get(f"{folder}/{LATEST}").data)["name"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ""

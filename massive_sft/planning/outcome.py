@@ -161,9 +161,14 @@ def explain(item: CellPlan, ledger: Ledger, gone: bool = False) -> list[str]:
     if item.status is not Status.PARTIAL:
         return []
     reasons = find_reasons(item, ledger)
-    untried = ", ".join(asked.label for asked in item.unmet if asked.label not in reasons)
+    untried = ", ".join(untried_labels(item, reasons))
     why_untried = GONE if gone else "not done yet"
     return [*(f"{name}: {why}" for name, why in reasons.items()), *([f"{untried}: {why_untried}"] if untried else [])]
+
+
+def untried_labels(item: CellPlan, reasons: Collection[str]) -> list[str]:
+    """Return the labels of what a cell lacks without one of these reasons: no run has tried it yet."""
+    return [asked.label for asked in item.unmet if asked.label not in reasons]
 
 
 def find_gone(plan: Plan) -> frozenset[str]:
