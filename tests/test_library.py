@@ -22,6 +22,7 @@ import massive_sft as ms
 from massive_sft.api.run import LoggedProgress
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.core.stop import StopSignal
+from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.runs import register_run
 from massive_sft.ledger.store import Ledger
 from massive_sft.running.execute import execute
@@ -171,6 +172,36 @@ def test_sweep_shows_the_scores_that_it_asks_for_alone(tmp_path: Path) -> None:
     fewer = sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]})
     assert set(ms.load(fewer).scores["benchmark"]) == {"quiz-0shot"}
     assert set(ms.load(tmp_path / "ledger").scores["benchmark"]) == {"quiz-0shot", "prose-0shot"}
+
+
+def test_every_benchmark_of_every_cell_has_a_row_with_its_score_or_why_there_is_none(tmp_path: Path) -> None:
+    write_records(plan_of(sweep_file(tmp_path, evaluation={"tasks": [{"name": "quiz", "shots": 0}]})), late_or_diverged)
+    asked = {"tasks": [{"name": "quiz", "shots": 0}, {"name": "prose", "shots": 0}]}
+    results = ms.load(sweep_file(tmp_path, evaluation=asked))
+    scores = results.scores.query("primary")
+    assert len(scores) == len(results.cells) * 2 and not scores.duplicated(["cell", "column"]).any()
+    table = scores.pivot(index="cell", columns="column", values="value").reindex(results.cells["cell"])
+    status = results.cells.set_index("cell")["status"]
+    assert table["prose-0shot"].isna().all()
+    assert (table["quiz-0shot"].notna() == (status == "PARTIAL")).all()
+    assert set(status) == {"PARTIAL", "DIVERGED", "WAITING"}
+    missing = scores.set_index(["cell", "column"])["missing"]
+    assert {(status[cell], why) for (cell, _), why in missing.dropna().items()} == {
+        ("PARTIAL", "not scored yet"), ("WAITING", "not scored yet"), ("DIVERGED", "DIVERGED: loss is not finite"),
+    }  # fmt: skip
+    gains = results.primary_gains
+    trained = results.cells.query("method != 'none'")
+    assert len(gains) == len(trained) * 2 == len(results.gains.query("primary"))
+    assert (gains["gain"].notna() == ((gains["column"] == "quiz-0shot") & (gains["status"] == "PARTIAL"))).all()
+    assert set(gains.loc[gains["gain"].isna(), "why"]) == {"no score"}
+    assert set(results.best("quiz")["value"].isna()) == {False}
+
+
+def late_or_diverged(record: Record) -> Record | None:
+    if record.coordinates["setting"] != "lora":
+        return record
+    diverged = {"status": Status.DIVERGED, "error": "loss is not finite", "scores": {}}
+    return record.model_copy(update=diverged) if record.coordinates["epoch"] == 2 else None
 
 
 def test_gains_of_the_library_are_those_of_the_report(tmp_path: Path) -> None:

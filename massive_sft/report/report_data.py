@@ -85,8 +85,8 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
     """Return what a plan's results come to, with their curves. An unsound file is a finding, never an error."""
     warned: list[Finding] = []
     ledger, records = results.ledger, results.records
-    cells, scores = frames.cell_frame(records.values()), tables.with_data(results.scores)
-    gains = tables.with_data(results.primary_gains)
+    cells, scores = frames.cell_frame(records.values()), tables.with_data(results.recorded_scores)
+    gains = tables.with_data(results.recorded_gains)
     curves = _curves(ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
     maps = model_maps(ledger, records.values())

@@ -28,6 +28,7 @@ from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.study.model_map import map_frame, model_maps
 from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
 from massive_sft.study.ranking import rank_cells
+from massive_sft.study.unscored import unscored_rows
 from massive_sft.sweep.load import load_sweep
 
 
@@ -45,6 +46,7 @@ class Results:
         content_of: returns what a cell's id is the hash of. Raises ``Corrupt``, FileNotFoundError.
         asked: the benchmarks that the sweep asks for, such as ``mmlu-5shot``; none where no sweep was named.
         templates: the names of the templates under which it asks for them, as of ``frames.tidy``.
+        unscored: the rows of ``scores`` of what it asks for and no record has or names as missing.
     """
 
     ledger: Ledger
@@ -53,6 +55,7 @@ class Results:
     content_of: Callable[[str], Mapping[str, Any]]
     asked: tuple[str, ...] = ()
     templates: Mapping[str, str] = field(default_factory=dict)
+    unscored: pd.DataFrame = field(default_factory=lambda: frames.tidy(()))
 
     def __repr__(self) -> str:
         """Return a line that says what is there; the records of a study would fill a notebook's page."""
@@ -90,8 +93,14 @@ class Results:
     def scores(self) -> pd.DataFrame:
         """One row per cell, benchmark, task or group, metric and filter: the columns of ``frames.SCORES``.
 
-        ``primary`` marks the row that is the benchmark's score, and ``column`` names it.
+        ``primary`` marks the row that is the benchmark's score, and ``column`` names it. A benchmark without a score
+        has a row without a value; ``missing`` says why.
         """
+        return self._with_unscored(self.recorded_scores)
+
+    @cached_property
+    def recorded_scores(self) -> pd.DataFrame:
+        """The rows of ``scores`` that records have, what they name as missing among them."""
         return tables.with_mixture(self._tidy)
 
     @cached_property
@@ -101,13 +110,29 @@ class Results:
     @cached_property
     def gains(self) -> pd.DataFrame:
         """The trained cells' rows of ``scores`` beside their base model's: see ``tables.gains``, ``paired_gains``."""
-        return tables.with_mixture(with_paired_intervals(tables.gains(self._tidy), self.reader))
+        recorded = with_paired_intervals(tables.gains(self._tidy), self.reader)
+        return self._with_unscored(tables.with_mixture(recorded))
 
     @cached_property
     def primary_gains(self) -> pd.DataFrame:
         """The rows of ``gains`` that are benchmarks' scores, had sooner than all: only their samples are read."""
+        return tables.primary_rows(self._with_unscored(self.recorded_gains))
+
+    @cached_property
+    def recorded_gains(self) -> pd.DataFrame:
+        """The rows of ``primary_gains`` that records have."""
         rows = tables.primary_rows(tables.gains(self._tidy))
         return tables.with_mixture(with_paired_intervals(rows, self.reader))
+
+    def _with_unscored(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return rows of scores, or of gains, with those that are not there yet behind them."""
+        late = tables.with_mixture(self.unscored)
+        if "gain" in rows.columns:
+            late = late[late["method"] != frames.BASE].assign(why=tables.NO_SCORE)
+        if late.empty:
+            return rows
+        whole = late.reindex(columns=rows.columns).astype(rows.dtypes)
+        return pd.concat([rows, whole], ignore_index=True)
 
     @cached_property
     def reader(self) -> SampleReader:
@@ -216,4 +241,5 @@ def results_of(plan: Plan) -> Results:
     planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
     asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.is_benchmark)
     templates = named_templates(item for cell in plan.cells for item in cell.requirements)
-    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked), templates)
+    late = unscored_rows(plan, records)
+    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked), templates, late)

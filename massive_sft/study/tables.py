@@ -116,6 +116,7 @@ def to_parquet(table: pd.DataFrame) -> bytes:
     return sink.getvalue()
 
 
+NO_SCORE = "no score"
 SAME = ["model", "full_protocol", "kind", "task", "metric", "filter"]
 
 
@@ -193,7 +194,7 @@ def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _why(frame: pd.DataFrame, models: set[str]) -> pd.Series:
     reasons = [
-        (frame["missing"].notna() | frame["value"].isna(), "no score"),
+        (frame["missing"].notna() | frame["value"].isna(), NO_SCORE),
         (~frame["model"].isin(models), "the base model has no record"),
         (frame["several"].fillna(False).astype(bool), "several base models have this name"),
         (frame["known"].isna(), "the base model was not scored under this protocol"),
