@@ -61,6 +61,12 @@ def test_run_keeps_to_the_budget_of_the_file(tmp_path: Path) -> None:
     assert not list((tmp_path / "ledger").glob("trajectories/*"))
 
 
+def test_budget_that_pays_for_nothing_leaves_everything_waiting(tmp_path: Path) -> None:
+    asked = {"evaluation": {"tasks": [], "base": False}, "measures": ["perplexity"]}
+    results = ms.run(small_sweep(tmp_path, budget={"gpu_hours": 1e-9}, **asked), progress=Said())
+    assert set(results.cells["status"]) == {"WAITING"}
+
+
 class Said(LoggedProgress):
     """Keeps what a run says."""
 

@@ -332,8 +332,17 @@ def test_declared_tasks_that_are_wrong_are_all_named_with_close_choices(tmp_path
             {"task": "a", "output_type": "multiple_choice", "doc_to_choice": ["{{A}}", "{{B}}"]},
             "has choices that lm-eval takes as they are, '{{A}}': write \"{{[first, second]}}\" for columns",
         ),
+        (
+            {"task": "a", "metadata": {"opencompass": "gsm8"}},
+            "has metadata.opencompass: 'gsm8' (did you mean gsm8k?), which must be one of first_capital, first_option, "
+            "gsm8k, ",
+        ),
+        (
+            {"task": "a", "output_type": "multiple_choice", "metadata": {"opencompass": "gsm8k"}},
+            "has metadata.opencompass, which is for generated answers, beside output_type: multiple_choice",
+        ),
     ],
-    ids=["task", "group", "include", "nested", "choices"],
+    ids=["task", "group", "include", "nested", "choices", "rule", "output"],
 )
 def test_key_that_lm_eval_would_stumble_over_is_named(tmp_path: Path, content: dict[str, Any], reason: str) -> None:
     path = tmp_path / "own.yaml"

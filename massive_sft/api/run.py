@@ -87,9 +87,16 @@ def run(
             execute(selected, whole, registered, runner, progress, stop, decides=where is None)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
+    return _results(plan(file, overlays, where))
+
+
+def _results(plan: Plan) -> Results:
+    """Return what a plan has come to: all WAITING where nothing was begun, say because a budget pays for nothing."""
     from massive_sft.study.results import results_of
 
-    return results_of(plan(file, overlays, where))
+    if not plan.storage.exists():
+        plan.open_ledger()
+    return results_of(plan)
 
 
 def _within_budget(selected: Plan, say: Callable[[str], None]) -> Plan:

@@ -1,7 +1,7 @@
 """Benchmarks through lm-eval: which there are, what one is made of, loading it.
 
-Only this module, ``task_index``, ``task_identity``, ``build``, ``fewshot``, ``sample_values``, ``aggregate``,
-``metrics``, ``opencompass``, ``templates`` and ``code_eval`` know lm-eval.
+Only this module, ``task_index``, ``task_keys``, ``task_identity``, ``build``, ``fewshot``, ``sample_values``,
+``aggregate``, ``metrics``, ``opencompass``, ``templates`` and ``code_eval`` know lm-eval.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from typing import Any
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
-from lm_eval.config.group import GroupConfig
-from lm_eval.config.task import TaskConfig
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -36,16 +34,16 @@ from massive_sft.evaluation.code_eval import in_place_of_the_hub_s, require_wall
 from massive_sft.evaluation.opencompass import runs_programs
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean, quieten_libraries
 from massive_sft.evaluation.task_index import shipped_tasks
+from massive_sft.evaluation.task_keys import CLOSEST, keys_problem
 from massive_sft.evaluation.templates import compile_once
 from massive_sft.models.hub import not_asking_in_vain
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sandbox.run import Choice
-from massive_sft.suites.declared import number_of_shots, title, unread
+from massive_sft.suites.declared import title, unread
 from massive_sft.sweep import schema
 from massive_sft.sweep.paths import expand_variables
 
 _HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
-CLOSEST = 5  # names, or reasons, that are printed
 local_files.track_changes()
 
 
@@ -106,7 +104,7 @@ def problems(tasks: Iterable[schema.Task], place: str = "evaluation.tasks") -> l
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
             rule = "must be a task or group that lm-eval knows"
             found.append(Problem(f"{where}.name", rule, task.name, hint=hint))
-        elif reason := _keys_problem(_known().task_index[str(task.name)].cfg or {}):
+        elif reason := keys_problem(_known().task_index[str(task.name)].cfg or {}):
             found.append(Problem(f"{where}.name", reason, task.name))
     return found
 
@@ -121,39 +119,7 @@ def _file_problem(path: Path) -> str | None:
         return str(error)
     if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
         return "must hold a task or a group"
-    return next(unread(path), None) or _keys_problem(config)
-
-
-def _keys_problem(config: Mapping[str, Any]) -> str | None:
-    reasons = list(_key_reasons(config))
-    more = [f"and {len(reasons) - CLOSEST} more"] if len(reasons) > CLOSEST else []
-    return "; ".join(reasons[:CLOSEST] + more) or None
-
-
-_KEYS = {field.name for kind in (TaskConfig, GroupConfig) for field in dataclasses.fields(kind)} | {"task_list"}
-
-
-def _key_reasons(config: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """Yield what lm-eval would not know in a task file, and in the entries of a group's list of tasks."""
-    if "class" in config:
-        return  # which takes what it likes
-    for key in sorted(map(str, config.keys() - _KEYS)):
-        if above and key == "include":
-            yield (
-                f"includes {config[key]} within {above}, which lm-eval does at the top of a file alone: "
-                "give the task a file of its own, and name it in the group"
-            )
-        else:
-            yield f"has the unknown key {key}{f' in {above}' if above else ''}{did_you_mean(key, sorted(_KEYS))}"
-    choices = config.get("doc_to_choice")
-    if isinstance(choices, list) and any("{{" in str(choice) for choice in choices):
-        yield f'has choices that lm-eval takes as they are, {choices[0]!r}: write "{{{{[first, second]}}}}" for columns'
-    if number_of_shots(shots := config.get("num_fewshot")) is None:
-        yield f"has num_fewshot: {shots!r}, which must be one whole number: several are for shots in the sweep file"
-    members = config.get("task")
-    for member in members if isinstance(members, list) else []:
-        if isinstance(member, Mapping):
-            yield from _key_reasons(member, f"its entry {member.get('task') or member.get('group')}")
+    return next(unread(path), None) or keys_problem(config)
 
 
 @contextlib.contextmanager
