@@ -16,6 +16,7 @@ from sample_records import plan_of, sweep_file, write_records
 from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import Record, Status
 from massive_sft.report import chart, formatting, html_table, report_data
+from massive_sft.report.section import FigureBlock
 from massive_sft.report.write import write_report
 from massive_sft.study.results import results_of
 
@@ -428,6 +429,50 @@ def test_lines_of_a_chart_differ_in_colour_or_dash(tmp_path: Path) -> None:
     write_records(plan)
     text = write_report(plan, results_of(plan), tmp_path / "out").read_text()
     drawn = text[text.index('aria-label="small: relative change') :].partition("</svg>")[0]
-    looks = re.findall(r'<path class="line (c\d+ d\d+)', drawn)
+    looks = re.findall(r'<path class="line (c\d+ f\d+ d\d+)', drawn)
     assert len(looks) == 16 and len(set(looks)) == 16
     assert {0, *map(int, re.findall(r"svg \.d(\d+) \{", text))} == set(range(chart.DASHES)), "each dash is drawn"
+
+
+def test_dots_of_a_crowded_chart_tell_their_series() -> None:
+    dots = [chart.Dot(f"dot {at}", float(at), float(at), at % 12, 0, series=f"m{at % 12} lora") for at in range(61)]
+    drawn = chart.Panel("t", "x", "y", dots=dots).svg
+    assert re.findall("<title>(.*?)</title>", drawn) == [f"m{number} lora" for number in range(12)]
+    few = chart.Panel("t", "x", "y", dots=dots[:60]).svg
+    assert re.findall("<title>(.*?)</title>", few) == [f"dot {at}" for at in range(60)]
+
+
+@pytest.mark.parametrize("key", [{"shape": 0}, {"marked": True}])
+def test_legend_has_a_mark_for_each_of_thirty_names_and_tells_what_shares_one(key: dict[str, Any]) -> None:
+    def legend(count: int) -> list[tuple[str, str]]:
+        keys = [chart.Key(f"m{number}", colour=number, **key) for number in range(count)]
+        return [(str(mark), name) for mark, name in FigureBlock({}, keys).legend]
+
+    assert [name for _, name in legend(30)] == [f"m{number}" for number in range(30)]
+    assert [name for _, name in legend(31)] == ["m0 or m30", *(f"m{number}" for number in range(1, 30))]
+
+
+def test_marks_of_more_than_ten_names_differ_in_charts_and_legends(tmp_path: Path) -> None:
+    names = [f"d{number}" for number in range(11)]
+    hub = {"revision": "a" * 40, "format": "alpaca"}
+    datasets = {name: {"hub": f"some/{name}", **hub} for name in names}
+    models = {f"m{number}": {"hub": f"some/m{number}", "revision": "a" * 40} for number in range(11)}
+    block = {"name": "A", "model": "all", "mixture": names[0], "setting": "lora"}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1]}
+    blocks = [block, block | {"name": "B", "model": "m0", "mixture": names}]
+    mixtures = {name: {"weights": {name: 1}, "samples": 1000} for name in names}
+    plan = plan_of(sweep_file(tmp_path, models=models, datasets=datasets, mixtures=mixtures, blocks=blocks))
+    write_records(plan)
+    text = write_report(plan, results_of(plan), tmp_path / "out").read_text()
+    lines = text[text.index('aria-label="m0: relative change') :].partition("</svg>")[0]
+    spots = re.findall(r'<path class="spots (c\d+ f\d+)"', lines)
+    assert len(set(spots)) == 11, "every mixture"
+    scatter = text[text.index('aria-label="quiz-0shot: better, % against perplexity') :].partition("</svg>")[0]
+    dots = re.findall(r'<path class="dot (c\d+ f\d+)" d="[^"]*"><title>(m\d+) ', scatter)
+    assert len(dots) == 21 and len(set(dots)) == len({tone for tone, _ in dots}) == 11, "every model"
+    for kind in ("spots", "dot"):
+        assert {0, *map(int, re.findall(rf"svg \.{kind}\.f(\d+) \{{", text))} == set(range(chart.FILLS))
+    legends = re.findall(r'<p class="legend">(.*?)</p>', text, re.DOTALL)
+    for legend in legends:
+        marks = re.findall(r"<span>(<svg.*?</svg>)", legend)
+        assert len(marks) == len(set(marks))

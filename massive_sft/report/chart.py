@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 COLOURS = 10
+FILLS = 3  # of dots and of the spots on lines: each ten names beyond the first ten have the colours again, another fill
 DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 8, 36
-_MANY = 60  # points beyond which a series is one path, without tooltips
+_MANY = 60  # dots beyond which a series is one path with one tooltip
 
 
 @dataclass(frozen=True)
 class Line:
     """A line through points by ascending x; one that is not finite breaks it.
 
-    ``colour`` and ``dash`` are numbers that wrap around; ``faint`` marks points that carry no information.
+    ``colour`` is a number of ``COLOURS`` × ``FILLS`` looks (a fill shows where the line is ``marked``), ``dash`` one of
+    ``DASHES``; both wrap around. ``faint`` marks points that carry no information.
     """
 
     label: str
@@ -33,7 +35,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A point with its story and, if any, a vertical interval."""
+    """A point with its story and, if any, a vertical interval.
+
+    ``colour`` is a number as that of a line. ``series`` is the tooltip that a dot shares with others of its colour and
+    shape where a chart has very many; without one it keeps its own.
+    """
 
     label: str
     x: float
@@ -42,6 +48,7 @@ class Dot:
     shape: int = 0
     low: float = math.nan
     high: float = math.nan
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,31 +185,31 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
                 path += f"{'L' if joined else 'M'}{x(at):.1f} {y(value):.1f}"
             pen = shown
         if "L" in path:
-            tone = f"c{line.colour % COLOURS} d{line.dash % DASHES}{' faint' if wanted else ''}"
+            tone = f"{_tone(line.colour)} d{line.dash % DASHES}{' faint' if wanted else ''}"
             yield Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(tone, path, line.label)
     if line.marked:
         spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in line.points if x.shows(a) and y.shows(b))
-        tone = f"c{line.colour % COLOURS}"
+        tone = _tone(line.colour)
         yield Markup('<path class="spots {}" d="{}"><title>{}</title></path>').format(tone, spots, line.label)
+
+
+def _tone(number: int) -> str:
+    return f"c{number % COLOURS} f{number // COLOURS % FILLS}"
 
 
 def _dots(dots: Sequence[Dot], x: Axis, y: Axis) -> Iterable[Markup]:
     shown = [dot for dot in dots if x.shows(dot.x) and y.shows(dot.y)]
     for dot in shown:
         if math.isfinite(dot.low) and math.isfinite(dot.high):
-            yield Markup('<path class="whisker c{}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
-                dot.colour % COLOURS, x(dot.x), y(dot.low), y(dot.high)
+            yield Markup('<path class="whisker {}" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
+                _tone(dot.colour), x(dot.x), y(dot.low), y(dot.high)
             )
-    if len(shown) > _MANY:
-        kinds = dict.fromkeys((dot.colour % COLOURS, dot.shape % SHAPES) for dot in shown)
-        for kind in kinds:
-            path = "".join(_shape(dot, x, y) for dot in shown if (dot.colour % COLOURS, dot.shape % SHAPES) == kind)
-            yield Markup('<path class="dot c{}" d="{}"/>').format(kind[0], path)
-        return
+    titles: dict[tuple[str, str], str] = {}
     for dot in shown:
-        yield Markup('<path class="dot c{}" d="{}"><title>{}</title></path>').format(
-            dot.colour % COLOURS, _shape(dot, x, y), dot.label
-        )
+        key = (_tone(dot.colour), dot.series if len(shown) > _MANY and dot.series else dot.label)
+        titles[key] = titles.get(key, "") + _shape(dot, x, y)
+    for (tone, title), path in titles.items():
+        yield Markup('<path class="dot {}" d="{}"><title>{}</title></path>').format(tone, path, title)
 
 
 def _shape(dot: Dot, x: Axis, y: Axis) -> str:
@@ -217,22 +224,24 @@ def _shape(dot: Dot, x: Axis, y: Axis) -> str:
 
 @dataclass(frozen=True)
 class Key:
-    """One entry of a legend: a colour, a dash or a shape, and what it stands for."""
+    """One entry of a legend: a colour, a dash or a shape, and what it stands for; ``marked`` as the lines are."""
 
     label: str
     colour: int | None = None
     dash: int | None = None
     shape: int | None = None
+    marked: bool = False
 
     @property
     def svg(self) -> Markup:
-        tone = f"c{self.colour % COLOURS}" if self.colour is not None else "plain"
+        tone = _tone(self.colour) if self.colour is not None else "plain"
         if self.shape is not None:
             spot = Dot("", 12.0, 7.0, 0, self.shape)
             same = Axis(0.0, 1.0, 0.0, 1.0)
             return Markup(
                 '<svg class="key" viewBox="0 0 24 14" aria-hidden="true"><path class="dot {}" d="{}"/></svg>'
             ).format(tone, _shape(spot, same, same))
+        middle = Markup('<path class="spots {}" d="M12 7h0"/>').format(tone) if self.marked else ""
         return Markup(
-            '<svg class="key" viewBox="0 0 24 14" aria-hidden="true"><path class="line {} d{}" d="M1 7H23"/></svg>'
-        ).format(tone, (self.dash or 0) % DASHES)
+            '<svg class="key" viewBox="0 0 24 14" aria-hidden="true"><path class="line {} d{}" d="M1 7H23"/>{}</svg>'
+        ).format(tone, (self.dash or 0) % DASHES, middle)

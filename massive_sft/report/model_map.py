@@ -44,4 +44,5 @@ def _panel(one: ModelMap, rows: dict[str, dict[str, Any]], models: dict[str, int
 def _dot(row: dict[str, Any], x: float, y: float, models: dict[str, int], methods: dict[str, int]) -> Dot:
     label = f"{row['model']} {row['mixture_label']} {row['setting_label']} epoch {row['epoch']}"
     label += f": {format_number(float(x), signed=True)}, {format_number(float(y), signed=True)}"
-    return Dot(label, float(x), float(y), models[str(row["model"])], methods[str(row["method"])])
+    series = f"{row['model']} {row['method']}"
+    return Dot(label, float(x), float(y), models[str(row["model"])], methods[str(row["method"])], series=series)

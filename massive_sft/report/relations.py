@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from massive_sft.core.wording import counted
-from massive_sft.report.chart import Dot, Key, Line, Panel
+from massive_sft.report.chart import COLOURS, Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
 from massive_sft.report.html_table import Column, of_texts
 from massive_sft.report.report_data import ReportData
@@ -49,7 +49,7 @@ def loss_section(data: ReportData) -> Section | None:
     thinned = max(curve.steps for curve in data.curves.values())
     point = "one optimizer step" if thinned == 1 else f"the mean of up to {thinned} optimizer steps"
     notes = [f"Each point is {point}; a gap is a loss that was not finite."]
-    keys = [Key(name, colour=index) for name, index in colours.items()]
+    keys = [Key(name, colour=index, dash=index // COLOURS) for name, index in colours.items()]
     return Section("losses", "Training loss", notes, [FigureBlock(groups, keys)])
 
 
@@ -59,7 +59,8 @@ def _loss_line(data: ReportData, row: dict[str, Any], colours: dict[str, int]) -
     label += (
         f"loss {format_number(curve.first)} at the first, {format_number(curve.last)} at the last ({row['status']})"
     )
-    return Line(label, curve.points, colours[str(row["setting_label"])], 0)
+    number = colours[str(row["setting_label"])]
+    return Line(label, curve.points, number, number // COLOURS)
 
 
 def _spread(lines: Sequence[Line]) -> float:
@@ -161,7 +162,8 @@ def _dot(row: dict[str, Any], drawn: str, factor: float, models: dict[str, int],
     label = f"{row['model']} {row['mixture_label']} {row['setting_label']} epoch {row['epoch']}"
     label += f": {format_number(x)}, {format_number(y, signed=True)}"
     place = math.nan if is_missing(x) else float(x)
-    return Dot(label, place, y, models[str(row["model"])], methods[str(row["method"])])
+    series = f"{row['model']} {row['method']}"
+    return Dot(label, place, y, models[str(row["model"])], methods[str(row["method"])], series=series)
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ class LineStyles:
     @property
     def keys(self) -> list[Key]:
         """The entries of a legend."""
-        keys = [Key(name, colour=index) for name, index in self.colours.items()]
+        keys = [Key(name, colour=index, marked=True) for name, index in self.colours.items()]
         return keys + [Key(name, dash=index) for name, index in self.dashes.items()]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from massive_sft.report.chart import Key, Panel
 from massive_sft.report.html_table import Table
 
@@ -16,6 +18,14 @@ class FigureBlock:
     groups: Mapping[str, Sequence[Panel]]
     keys: Sequence[Key] = ()
     kind: str = "figures"
+
+    @property
+    def legend(self) -> Sequence[tuple[Markup, str]]:
+        """Each mark with what it stands for: with all its names, where there are more names than marks."""
+        names: dict[Markup, list[str]] = {}
+        for key in self.keys:
+            names.setdefault(key.svg, []).append(key.label)
+        return [(mark, " or ".join(labels)) for mark, labels in names.items()]
 
 
 @dataclass(frozen=True)
