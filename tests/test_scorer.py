@@ -12,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
 from small_models import SIZES
+from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from massive_sft.core.errors import InvalidInput, Unsupported
@@ -120,6 +121,30 @@ def test_kept_tokens_are_those_of_lm_eval_and_are_encoded_once(adds_bos: bool, t
     assert token_files.encode([*asked, rolling], again, tmp_path) == made
     assert again._tokenizer.texts == prepared + 1  # of an empty text, for the fingerprint
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("head", [("<pad>", "<s>"), ("</s>",)], ids=["two tokens, no BOS", "EOS in place of BOS"])
+def test_what_a_tokenizer_puts_before_a_text_is_fed_as_lm_eval_and_training_feed_it(head: tuple[str, ...]) -> None:
+    raw = world.tokenizer(adds_bos=False).backend_tokenizer
+    ids = [raw.token_to_id(token) for token in head]
+    raw.post_processor = processors.TemplateProcessing(
+        single=" ".join((*head, "$A")), special_tokens=list(zip(head, ids, strict=True))
+    )  # as GLM-4's and XGLM's
+    named: dict[str, Any] = {"bos_token": "<s>"} if len(head) == 1 else {"extra_special_tokens": list(head)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="<pad>", **named)
+    model = world.llama()
+    scorer = PlainScorer(model, tokenizer)
+    reference = HFLM(model, tokenizer=tokenizer, batch_size=1, device="cpu", logits_cache=False)
+    texts = [pair for pair in pairs() if pair[0].strip()]
+    expected = reference.loglikelihood(instances("loglikelihood", texts), disable_tqdm=True)
+    rolled = reference.loglikelihood_rolling(instances("loglikelihood_rolling", [("the red road",)]), disable_tqdm=True)
+    asked = [*likelihoods(texts), Rolling(len(texts), 99, 0, "", 1, "the red road")]
+    found = [response.logprob for response in scorer.score(asked)[0]]
+    assert found == pytest.approx([*(logprob for logprob, _ in expected), *rolled], abs=1e-4)
+    encoder = RequestEncoder(tokenizer)
+    assert encoder.encode("red") == [*ids, *tokenizer.encode("red", add_special_tokens=False)]
+    assert encoder.encode("".join(head) + "red") == encoder.encode("red")
+    assert encoder.fingerprint != RequestEncoder(world.tokenizer(adds_bos=False)).fingerprint
 
 
 def test_context_of_several_choices_is_encoded_once() -> None:

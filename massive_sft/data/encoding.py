@@ -33,6 +33,7 @@ from massive_sft.data.chat import RenderError
 from massive_sft.data.findings import Findings
 from massive_sft.data.render import TEMPLATE, Rendered, renderer
 from massive_sft.data.rows import Row
+from massive_sft.models.tokenizer import text_head
 from massive_sft.sweep.schema import Setting
 from massive_sft.sweep.template import CHAT
 
@@ -110,7 +111,7 @@ class RowEncoder:
         self._backend.post_processor = None
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._head = np.array(self._found_head(tokenizer), dtype=np.int32)
+        self._head = np.array(text_head(tokenizer), dtype=np.int32)
         # A tokenizer that puts a space before every text would put one between two pieces of a text, too.
         self._cuts = setting.template == CHAT and self._plain("\na").ids == self._plain("\n").ids + self._plain("a").ids
         if setting.template == CHAT:
@@ -134,13 +135,6 @@ class RowEncoder:
     def _plain(self, text: str) -> Any:
         """Return the encoding of a text with nothing put around it."""
         return self._backend.encode(text, add_special_tokens=False)
-
-    def _found_head(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-        """Return the tokens that the tokenizer puts before a text by itself."""
-        bare = self._plain("a").ids
-        dressed = tokenizer("a")["input_ids"]
-        starts = (start for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare)
-        return list(dressed[: next(starts, 0)])
 
     def encode(self, rows: Sequence[Row], place: str, findings: Findings) -> list[Encoded]:
         """Return the rows' samples, untruncated, in order. A row with a problem is noted and has no sample."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from massive_sft.core.errors import Unsupported
 from massive_sft.core.fingerprint import fingerprint
 from massive_sft.evaluation.requests import Generation, Likelihood, Request, Rolling
+from massive_sft.models.tokenizer import text_head
 
 DEFAULT_MAX_LENGTH = 2048
 _LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -25,7 +26,8 @@ ENCODING_SEMANTICS = 1  # goes up when a text's tokens change, so that kept ones
 class RequestEncoder:
     """Encodes contexts and continuations with one tokenizer.
 
-    A text gets a BOS when the tokenizer adds one by itself and the text does not start with it already; an EOS never.
+    A text gets what the tokenizer puts before it by itself (``text_head``) unless it begins with that, or with the
+    prefix, already; an EOS never.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -46,14 +48,14 @@ class RequestEncoder:
             getattr(type(tokenizer), name) is not getattr(PreTrainedTokenizerFast, name) for name in _ENCODING
         )
         self._prefix_text = tokenizer.decode([self.prefix])
-        self._adds_bos = bos is not None and tokenizer.encode("a")[:1] == [bos]
+        self._head = list(text_head(tokenizer))
         self._recent: dict[str, tuple[int, ...]] = {}  # a question's choices have its context in common
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text that begins a sequence."""
-        starts_with_bos = bool(self._prefix_text) and text.startswith(self._prefix_text)
+        has_prefix = bool(self._prefix_text) and text.startswith(self._prefix_text)
         tokens = self._bare(text)
-        return [self.prefix, *tokens] if self._adds_bos and not starts_with_bos else tokens
+        return tokens if has_prefix or tokens[: len(self._head)] == self._head else [*self._head, *tokens]
 
     def _bare(self, text: str) -> list[int]:
         tokens = self._recent.get(text)
@@ -148,9 +150,9 @@ class RequestEncoder:
             "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
             "splits special": bool(getattr(self._tokenizer, "split_special_tokens", False)),
             "prefix": self.prefix,
-            "adds bos": self._adds_bos,
+            "adds bos": (adds_bos := self._head == [self._tokenizer.bos_token_id]),
         }
-        return fingerprint(content)
+        return fingerprint(content | ({"head": self._head} if self._head and not adds_bos else {}))
 
 
 def windows(tokens: Sequence[int], prefix: int, max_length: int) -> list[tuple[list[int], list[int]]]:

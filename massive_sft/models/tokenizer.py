@@ -50,6 +50,13 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def text_head(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Return the tokens that a tokenizer puts before every text by itself: none, a BOS, or others (two of GLM-4's)."""
+    bare, dressed = tokenizer.encode("a", add_special_tokens=False), tokenizer.encode("a")
+    starts = (start for start in range(len(dressed)) if dressed[start : start + len(bare)] == bare)
+    return tuple(dressed[: next(starts, 0)])
+
+
 def token_problems(model: Model, rows: int, largest: int) -> list[Problem]:
     """Return the problem of a token id that a model has no embedding for.
 
