@@ -422,6 +422,25 @@ def test_troubles_count_cells_and_the_head_spans_all_trainings(tmp_path: Path) -
     assert any(text.startswith("2026-01-30\N{NO-BREAK SPACE}08:15 to 2026-01-31") for text in page.text["dd"])
 
 
+def test_training_whose_last_epoch_failed_is_told_up_to_the_epoch_before(tmp_path: Path) -> None:
+    plan = plan_of(sweep_file(tmp_path))
+
+    def fail(record: Record) -> Record:
+        if (record.coordinates["setting"], record.coordinates["epoch"]) != ("full", 2):
+            return record
+        nothing: dict[str, Any] = {"scores": {}, "measures": {}, "training": {}, "counts": {}, "files": {}}
+        return record.model_copy(update={**nothing, "status": Status.FAILED, "error": "its snapshot has no room"})
+
+    write_records(plan, fail)
+    page = report(plan, tmp_path / "out")
+    assert {"8 of 8", "102.4 k"} <= set(page.text["dd"]), "training runs, tokens"
+    assert len(page.rows("data-perplexity")["rows"]) == 8, "each run"
+    titles = page.text["title"]
+    curve = re.compile(r"small first\[1000\] full seed 0: 64 steps, loss .* at the first, .* at the last \(COMPLETE\)")
+    assert any(map(curve.fullmatch, titles)), "loss"
+    assert any(title.startswith("first[1000] full epoch 1: 2 layers") for title in titles), "layer profile"
+
+
 def test_lines_of_a_chart_differ_in_colour_or_dash(tmp_path: Path) -> None:
     block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
     block |= {"horizon": 2, "snapshots": [1, 2], "override": {"lr": [1e-6 * step for step in range(1, 9)]}}

@@ -23,7 +23,7 @@ from massive_sft.report.html_table import Column, Table, of_texts, without
 from massive_sft.report.report_data import ReportData
 from massive_sft.report.section import FactBlock, Section, TableBlock
 from massive_sft.study.findings import Finding
-from massive_sft.study.frames import last_epochs, to_rows
+from massive_sft.study.frames import to_rows
 from massive_sft.sweep.schema import Measure
 from massive_sft.sweep.semantics import text_set
 from massive_sft.sweep.spec import Layout
@@ -31,7 +31,7 @@ from massive_sft.sweep.spec import Layout
 
 def head(data: ReportData) -> list[tuple[str, str]]:
     """Return the figures that stand at the top."""
-    runs = last_epochs(data.cells).drop_duplicates("trajectory")
+    runs = data.trainings.drop_duplicates("trajectory")
     records = data.records.values()
     when = MISSING
     if records:
@@ -190,7 +190,7 @@ def _engine(layout: Layout) -> str:
 
 def data_section(data: ReportData) -> Section:
     """Return what each model saw of each mixture, and how new that was to it."""
-    frame = last_epochs(data.cells)
+    frame = data.trainings
     rows = to_rows(frame[frame["samples"].notna()])
     columns = [Column(name, "number") for name in _COUNTS]
     columns += [] if frame["token_length"].isna().all() else [Column("tokens a sample", "number")]

@@ -14,7 +14,7 @@ from massive_sft.report.report_data import ReportData
 from massive_sft.report.scores import LineStyles, numbering
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.study import correlate, tables
-from massive_sft.study.frames import BASE, grouped, last_epochs, to_rows
+from massive_sft.study.frames import BASE, grouped, to_rows
 from massive_sft.suites import metrics
 
 NAMES = {
@@ -34,7 +34,7 @@ TOO_FEW = f"Of fewer than {correlate.MIN_PAIRS} training runs no correlation is 
 
 def loss_section(data: ReportData) -> Section | None:
     """Return each run's training loss, a chart for each model and mixture; None where no curve is on disk."""
-    runs = last_epochs(data.cells)
+    runs = data.trainings
     runs = runs[runs["trajectory"].isin(list(data.curves))]
     if runs.empty:
         return None
@@ -218,8 +218,7 @@ def _correlation_row(row: dict[str, Any]) -> list[str]:
 
 
 def _profile(data: ReportData) -> Section | None:
-    cells = last_epochs(data.cells)
-    joined = cells.merge(data.layers, on="cell")
+    joined = data.trainings.merge(data.layers, on="cell")
     if joined.empty:
         return None
     styles = LineStyles.of(joined)

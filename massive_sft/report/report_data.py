@@ -80,6 +80,11 @@ class ReportData:
     findings: tuple[Finding, ...]
     columns: tuple[str, ...]
 
+    @property
+    def trainings(self) -> pd.DataFrame:
+        """The rows of ``cells`` at each run's last epoch whose training is told: not of a failure."""
+        return frames.last_epochs(self.cells[self.cells["steps"].notna()])
+
 
 def read_report_data(plan: Plan, results: Results) -> ReportData:
     """Return what a plan's results come to, with their curves. An unsound file is a finding, never an error."""
