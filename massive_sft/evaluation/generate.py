@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation import batching, padded, slots
+from massive_sft.evaluation import padded, slots
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
 from massive_sft.evaluation.responses import CONTEXTS_CUT
@@ -102,7 +101,7 @@ class Generator:
             if not self._told:
                 log.warning("answers are written in padded batches: %s", self.fallback)
                 self._told = True
-            written, happened = self._padded(prompts)
+            written, happened = padded.write(self._model, prompts, self._endings, self._token_budget)
         cut = sum(prompt.cut for prompt in prompts)
         return [answer.answer() for answer in written], happened | ({CONTEXTS_CUT: cut} if cut else {})
 
@@ -144,23 +143,6 @@ class Generator:
         memory = torch.cuda.get_device_properties(self._model.device).total_memory  # what is free may change
         free = memory - sum(weight.nbytes for weight in self._model.parameters())
         return slots.Room(GPU_SLOTS, max(0, int(GPU_CACHE_SHARE * free)), self._token_budget)
-
-    def _padded(self, prompts: Sequence[Prompt]) -> tuple[list[Writing], dict[str, int]]:
-        """Write in batches of equal limits that count context and answer as tokens."""
-        by_limit: dict[int, list[int]] = defaultdict(list)
-        for place, prompt in enumerate(prompts):
-            by_limit[prompt.most].append(place)
-        written: dict[int, Writing] = {}
-        splits = 0
-        for most, places in sorted(by_limit.items()):
-            for batch in batching.plan([len(prompts[place].tokens) + most for place in places], self._token_budget):
-                members = [places[i] for i in batch]
-                results, made = batching.run_split(
-                    members, lambda part: padded.write(self._model, [prompts[i] for i in part], self._endings)
-                )
-                splits += made
-                written.update(zip(members, results, strict=True))
-        return [written[place] for place in range(len(prompts))], {"memory_splits": splits}
 
     def _unconfirmed(self, prompts: Sequence[Prompt], written: Sequence[Writing]) -> str | None:
         """Return where a plain forward pass would have written something else; None where it would not."""
