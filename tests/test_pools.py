@@ -9,7 +9,7 @@ from typing import Any
 
 from massive_sft.scheduling.cell_queue import CellQueue
 from massive_sft.scheduling.lane_pool import RESTARTS, LanePool
-from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.nodes import Node, Shape
 from massive_sft.scheduling.orders import Message
 
 ONE, TWO = Shape(1, 1.0, 0.0), Shape(2, 1.0, 0.0)
@@ -197,6 +197,23 @@ def test_node_that_starts_no_process_of_a_lane_costs_its_own_lanes() -> None:
         "failed",
         "its lanes cannot be started: its processes cannot be started",
     )
+
+
+def test_shape_that_fails_on_every_node_with_room_for_it_is_given_up_whatever_other_nodes_there_are() -> None:
+    shape = Shape(1, 1.0, 1.0)
+
+    async def scenario() -> Any:
+        pool = Pool(Counter({shape: 1}))
+        await pool.look(["gpu", "cpu"], [], [Node("gpu", 8, 1, "H100"), Node("cpu", 64)])
+        await pool.submit(shape, "order", b"")
+        for number in range(2):
+            assert (await pool.state())["queued"][shape] == 1
+            await start(pool, f"lane {number}", "gpu", shape, number, ready=False)
+            await pool.lost(f"lane {number}", shape, "its workers died")
+        return await pool.messages("order")
+
+    (message,) = play(scenario)
+    assert (message.kind, message.content) == ("failed", "its lanes cannot be started: its workers died")
 
 
 def test_lane_that_was_up_before_says_nothing_against_its_node_when_it_is_not_started_again() -> None:

@@ -445,6 +445,25 @@ def test_order_of_a_lane_that_is_lost_waits_for_another(cluster: None) -> None:
     assert ray.get(pool.state.remote())["queued"] == {shape: 1}
 
 
+@pytest.mark.parametrize(("places", "fails"), [([], False), (["only"], True)], ids=["none is left", "the same is left"])
+def test_scorers_that_went_with_their_node_are_waited_for(cluster: None, places: list[str], fails: bool) -> None:
+    failed = list[BaseException]()
+    queue: Any = CellQueue.remote()
+    unasked: Any = None  # relay, records and judges, of which losses need nothing
+    groups = scorers.ScorerGroups(queue, unasked, unasked, unasked, Shape(1, 1.0, 1.0), print, print, failed.append)
+    for number in range(2):
+        name = f"scorers #{number}"
+        ended = threading.Thread(target=int)
+        ended.start()
+        ended.join()
+        groups._groups[name] = scorers._Group(
+            name, "only", 1, 0.0, error=scorers.GroupLost("its process died"), thread=ended
+        )
+        ray.get(queue.enter.remote(name, 1))
+        groups.reap(ray.get(queue.state.remote()), ["head", *places], places)
+    assert bool(failed) == fails
+
+
 def test_lane_that_waits_for_its_place_ends_with_its_node_and_gives_the_place_back(cluster: None) -> None:
     """Ray would wait for a node that is gone, for ever."""
     shape, said = Shape(1, 9.0, 0.0), list[str]()

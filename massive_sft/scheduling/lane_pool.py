@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from massive_sft.scheduling.node_health import STARTS, NodeHealth
-from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.nodes import Node, Shape
 from massive_sft.scheduling.order_queue import OrderQueue
 from massive_sft.scheduling.orders import Message, QueuedOrder
 
@@ -49,8 +49,8 @@ class LanePool(OrderQueue):
 
     # Lanes
 
-    async def look(self, alive: Collection[str], draining: Collection[str]) -> None:
-        """Take note of the nodes that could hold workers, and of those among them that are about to go.
+    async def look(self, alive: Collection[str], draining: Collection[str], known: Collection[Node] = ()) -> None:
+        """Take note of the nodes that could hold workers, of those about to go, and of what they have where known.
 
         Lanes on the latter end after the step in hand, with a checkpoint, and what they had is queued again.
         """
@@ -58,7 +58,7 @@ class LanePool(OrderQueue):
         if seen == self.seen:  # as at nearly every look, which is no progress
             return
         self.seen = seen
-        self.health.look(alive, draining)
+        self.health.look(alive, draining, known)
         self.preempted |= {lane for lane in self.restarts if not self.health.nodes(lane).isdisjoint(draining)}
         await self._notify()
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from massive_sft.scheduling.nodes import Shape
+from massive_sft.scheduling.nodes import Node, Room, Shape
 
 UP_S = 600.0  # that processes may take to come up, before they import anything, once they have their place
 STARTS = 2  # times workers may die on a node before they ask for work, which is while they import
@@ -39,6 +39,7 @@ class NodeHealth:
         self.unfit: dict[Shape, set[str]] = {}
         self.alive: frozenset[str] = frozenset()
         self.gone: set[str] = set()
+        self._known: dict[str, Room] = {}  # what each node has, where that was said
         self._starts: dict[str, _Start] = {}
         self._failed: Counter[tuple[Shape, str]] = Counter()
         self._never_entered: Counter[Shape] = Counter()
@@ -46,8 +47,13 @@ class NodeHealth:
         self._proven: set[Shape] = set()
         self._well: set[str] = set()  # nodes where a worker of any shape came up
 
-    def look(self, alive: Collection[str], draining: Collection[str]) -> None:
-        """Take note of the nodes that could hold workers; of these, ``draining`` ones are about to go."""
+    def look(self, alive: Collection[str], draining: Collection[str], known: Collection[Node] = ()) -> None:
+        """Take note of the nodes that could hold workers; of these, ``draining`` ones are about to go.
+
+        Args:
+            known: what nodes have; one that is not among them is taken to have room for any shape.
+        """
+        self._known |= {node.id: Room((node,)) for node in known}
         self.gone |= (self.alive - frozenset(alive)) | set(draining)
         self.alive = frozenset(alive)
 
@@ -126,6 +132,7 @@ class NodeHealth:
 
     def cannot_start(self, shape: Shape) -> bool:
         """Return whether lanes of a shape can start nowhere: no node is left, or several failed and none worked."""
-        everywhere = bool(self.alive) and self.alive <= self.unfit.get(shape, set())
+        places = {node for node in self.alive if node not in self._known or self._known[node].slots(shape)}
+        everywhere = bool(places) and places <= self.unfit.get(shape, set())
         failed = max(self._places[shape], self._never_entered[shape])
         return everywhere or (failed > 1 and shape not in self._proven)

@@ -229,8 +229,8 @@ class ScorerGroups:
         self._fail_if_nowhere(error, places)
 
     def _fail_if_nowhere(self, error: MassiveSFTError, places: Collection[str]) -> None:
-        """End the run with an error where scorers can be started nowhere any more."""
-        if self.unfit.issuperset(places) or (len(self.unfit) > 1 and not self._proven):
+        """End the run with an error where scorers can be started nowhere any more; with no place at all it waits."""
+        if (places and self.unfit.issuperset(places)) or (len(self.unfit) > 1 and not self._proven):
             self.fail(error)
 
     def _take_up_lost(self, deaths: Mapping[str, int]) -> None:
