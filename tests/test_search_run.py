@@ -17,15 +17,17 @@ from massive_sft.cli.search_view import find_search, searches_view, trials_left
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.budget import fit_to_budget
 from massive_sft.ledger.lease import LeaseWatch
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import AWAITED, INVALIDATED, Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.changes import find_changes, save_last_plan
 from massive_sft.planning.outcome import AsPlanAsks
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
 from massive_sft.running.inline import run_inline
+from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.search_work import SearchWork, with_first_decisions
+from massive_sft.running.trial import make_record_writer
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import make_whole_plan, plan_searches
@@ -266,3 +268,51 @@ def test_nothing_is_decided_on_an_outcome_that_was_invalidated(
     ledger.write_record(record)  # made again, and the same
     assert decider.advance(), "it goes on"
     decider.release()
+
+
+def trial_of_a_search(folder: Path) -> tuple[Plan, Decider, RecordWriter, CellPlan]:
+    """Return a search with its first decisions, what reads and writes its records, and the cell of the first."""
+    plan = planned(folder)
+    decider = Decider.of(plan_searches(plan.sweep)[0], plan.open_ledger())
+    decider.look()
+    cells = {cell.cell.id: cell for run in plan.runs for cell in run.cells}
+    return plan, decider, make_record_writer(plan), cells[decider.entries[0]["cell"]]
+
+
+def test_what_failed_before_a_trial_was_decided_is_no_try_of_it(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    plan, _, writer, cell = trial_of_a_search(tmp_path)
+    for attempt in (1, 2, 3):
+        writer.failed(cell, attempt, "OutOfMemory: out of memory before the first step")
+    shutil.rmtree(plan.root / "searches")
+    plan = with_first_decisions(make_whole_plan(plan.sweep))
+    assert [entry.get("failed_before", 0) for entry in standing(plan).entries] == [3, 0]
+    run(plan)
+    found = standing(plan)
+    assert found.outcomes == standing(undisturbed[0]).outcomes, "it is decided as if nothing had failed"
+    again = replay(found.planned, Ledger(plan.storage))
+    assert (again.equal, again.differs) == (4, None)
+
+
+def test_trial_is_given_up_after_its_own_failures_alone(tmp_path: Path) -> None:
+    plan, decider, writer, cell = trial_of_a_search(tmp_path)
+    ledger, first = plan.open_ledger(), decider.entries[0]
+    assert writer.failed(cell, 1, "OSError: Input/output error") is not None
+    record = ledger.read_record(cell.cell.id)
+    assert record is not None
+    partial = record.model_copy(update={"status": Status.PARTIAL, "error": None})
+    known = []
+    for update in (
+        {"status": Status.FAILED, "error": f"{INVALIDATED}of a run that went out of memory"},
+        {"missing": {"perplexity": AWAITED}},
+        {"missing": {"quiz": "a benchmark of another sweep"}},
+        {"missing": {"perplexity": "failed"}},
+        {"missing": {"perplexity": "failed"}},
+        {"status": Status.FAILED, "error": "OutOfMemory: out of memory at step 1"},
+    ):
+        ledger.write_record(partial.model_copy(update=update))
+        outcome = decider.outcome_of(first)
+        known.append(outcome and outcome.kind)
+    assert plan.sweep.file.search[0].retries == 2
+    assert known == [None, None, None, None, "given_up", "infeasible"]

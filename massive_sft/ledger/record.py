@@ -29,6 +29,8 @@ from massive_sft.sweep.semantics import measure_id
 
 SCHEMA = 1
 INVALIDATED = "invalidated: "  # how the error of a record begins that says what was there is wrong
+# Why a benchmark is missing whose answers are there, until the judges were asked: nothing that failed.
+AWAITED = "its answers are written, and verdicts on them are asked next; a run that ended meanwhile goes on with them"
 
 
 class Status(StrEnum):

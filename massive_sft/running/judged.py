@@ -14,11 +14,11 @@ from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.wrapping import Wrapping
 from massive_sft.judging.answering import Conversation, answer_turns, first_turns
 from massive_sft.judging.judged import Prepared, judge, prepare
+from massive_sft.ledger.record import AWAITED
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.requirements import Requirement
 from massive_sft.sweep.schema import Evaluation
 
-AWAITED = "its answers are written, and verdicts on them are asked next; a run that ended meanwhile goes on with them"
 TRANSCRIPTS = "verdicts"  # of a cell: every prompt, answer and verdict, by protocol
 
 

@@ -23,7 +23,7 @@ from massive_sft.evaluation.tree import TreeScorer
 from massive_sft.evaluation.vllm import VllmScorer, vllm_scorer
 from massive_sft.evaluation.wrapping import Wrapping, choose_wrapping
 from massive_sft.ledger.asked import full_id
-from massive_sft.ledger.record import BenchmarkScores, Score
+from massive_sft.ledger.record import AWAITED, BenchmarkScores, Score
 from massive_sft.ledger.scores_so_far import PartScores
 from massive_sft.ledger.store import Ledger
 from massive_sft.models.configuration import load_config
@@ -33,7 +33,7 @@ from massive_sft.models.warm_model import WarmModel
 from massive_sft.planning.lock import DataCommits
 from massive_sft.planning.requirements import Requirement, cell_protocol
 from massive_sft.running.failures import leave_traceback, missing_on_failure
-from massive_sft.running.judged import AWAITED, JudgedScoring
+from massive_sft.running.judged import JudgedScoring
 from massive_sft.suites.declared import label
 from massive_sft.sweep.cell import Cell
 from massive_sft.sweep.schema import Evaluation

@@ -8,20 +8,18 @@ from functools import partial
 from typing import Any
 
 from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
-from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.confirming import next_confirmation
 from massive_sft.search.deciding import next_ask
 from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
-from massive_sft.search.objectives import names_against_base
-from massive_sft.search.outcomes import Outcome, Reader, taken_s
+from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned
-from massive_sft.search.rules import Decision, Given, Rules, asks_of, trained_of
+from massive_sft.search.recorded import Recorded
+from massive_sft.search.rules import FAILED_BEFORE, Decision, Given, Rules, asks_of, trained_of
 from massive_sft.search.space import Space
 
-OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
 
 
@@ -47,6 +45,7 @@ class Decider:
         begin: returns what it is, as its log is to keep it.
         budget_h: GPU-hours that it may take, or hours of this machine where no GPU is used; None without a budget.
         spent_h: returns the hours that decisions have taken.
+        tries_of_cell: returns how often a decision's cell was tried in vain so far, whoever asked for it.
         is_exhausted: whether everything in its space was asked.
     """
 
@@ -57,6 +56,7 @@ class Decider:
     base_of: OutcomeOf
     budget_h: float | None = None
     spent_h: Callable[[Sequence[Decision]], float] = lambda entries: 0.0
+    tries_of_cell: Callable[[Decision], int] = lambda entry: 0
     is_exhausted: bool = False
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _lease: Lease | None = None
@@ -68,10 +68,13 @@ class Decider:
     @classmethod
     def of(cls, planned: Planned, ledger: Ledger) -> Decider:
         """Return what decides for a search of a sweep, by the records of a ledger."""
-        read = _RecordReader(planned, ledger)
+        recorded = Recorded(planned, ledger)
         log = planned.log(ledger.storage)
         begin = partial(planned.begin, ledger)
-        return cls(planned.begun(log.content()), log, begin, read.outcome_of, read.base_of, *_budget(planned, ledger))
+        outcomes, budget_h = (recorded.outcome_of, recorded.base_of), planned.search.budget.gpu_hours
+        return cls(
+            planned.begun(log.content()), log, begin, *outcomes, budget_h, recorded.spent_h, recorded.tries_of_cell
+        )
 
     @property
     def entries(self) -> Sequence[Decision]:
@@ -156,13 +159,15 @@ class Decider:
 
         Raises LeaseLost when somebody else took over.
         """
-        before = len(self.entries)
+        known = len(self.entries)
         while not self.stale() and not self.is_over and self._lease is not None:
             decided = self._confirmation() if self.asks_no_more else self._next()
             if decided is None:
                 break
-            self.log.write(decided, self._lease)
-        return list(self.entries[before:])
+            # What failed before it was decided is no try of this search.
+            before = self.tries_of_cell(decided) if "cell" in decided else 0
+            self.log.write(decided | ({FAILED_BEFORE: before} if before else {}), self._lease)
+        return list(self.entries[known:])
 
     def _confirmation(self) -> dict[str, Any] | None:
         """Return the next decision that confirms one of the best; None while not all outcomes are known."""
@@ -287,55 +292,3 @@ def take_given(entry: Decision, outcomes: dict[int, Outcome], bases: dict[str, O
             bases[key.removeprefix(_BASE)] = Outcome.of_json(content)
         else:
             outcomes[int(key)] = Outcome.of_json(content)
-
-
-def _budget(planned: Planned, ledger: Ledger) -> tuple[float | None, Callable[[Sequence[Decision]], float]]:
-    known = dict[str, tuple[float, float]]()  # by cell, once no further try can change it
-
-    def spent_h(entries: Sequence[Decision]) -> float:
-        training, scoring = dict[str, float](), 0.0
-        for scored in (planned.scored(entry)[0] for entry in entries):
-            record = None if scored.cell in known else ledger.read_record(scored.cell)
-            trained_s, scored_s = known.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record)
-            if record is not None and record.status not in (Status.FAILED, Status.PARTIAL):
-                known[scored.cell] = trained_s, scored_s
-            run = str(scored.trajectory)
-            training[run] = max(training.get(run, 0.0), trained_s)  # up to an epoch, those before it included
-            scoring += scored_s
-        return (sum(training.values()) + scoring) / 3600
-
-    return planned.search.budget.gpu_hours, spent_h
-
-
-@dataclass(frozen=True)
-class _RecordReader:
-    """Reads what came of decisions from a ledger's records."""
-
-    planned: Planned
-    ledger: Ledger
-
-    def outcome_of(self, entry: Decision) -> Outcome | None:
-        scored, reader = self.planned.scored(entry)[0], self.planned.reader
-        record = self.ledger.read_record(scored.cell)
-        if record is None:
-            return None
-        outcome = reader.outcome(record, scored.requirements)
-        if outcome is not None:
-            return outcome
-        if reader.is_void(record, scored.requirements):
-            return Outcome("given_up")
-        if record.status is Status.FAILED and OUT_OF_MEMORY in (record.error or "").lower():
-            return Outcome("infeasible")
-        tries = sum(one.status in (Status.FAILED, Status.PARTIAL) for one in self.ledger.history(scored.cell))
-        return Outcome("given_up") if tries > self.planned.search.retries else None
-
-    def base_of(self, entry: Decision) -> Outcome | None:
-        base = self.planned.scored(entry)[1]
-        record = self.ledger.read_record(base.cell)
-        if record is None:
-            return None
-        reader = Reader(names_against_base(self.planned.search))  # a base model has no measures, of which others may be
-        outcome = reader.outcome(record, base.requirements)
-        # It is scored once, before anything is trained; another sweep's record may not have all yet.
-        tried = record.status is Status.FAILED or any(item.label in record.missing for item in base.requirements)
-        return Outcome("given_up") if outcome is None and tried else outcome

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import canonical_json
 from massive_sft.ledger.asked import is_answered
-from massive_sft.ledger.record import BenchmarkScores, Record, Score, Status
+from massive_sft.ledger.record import AWAITED, BenchmarkScores, Record, Score, Status
 from massive_sft.planning.requirements import Requirement
 from massive_sft.suites.declared import title
 from massive_sft.suites.metrics import headline, primary_metric, scale, split
@@ -105,6 +105,13 @@ class Reader:
             for item in asked
             for name in self.names
         )
+
+    def was_tried(self, record: Record, asked: Iterable[Requirement]) -> bool:
+        """Whether a record says that what gives the names was tried in vain."""
+        if record.status is Status.FAILED:
+            return not record.is_invalidated
+        labels = (item.label for item in asked if any(_is_called(item, name) for name in self.names))
+        return any(record.missing.get(label, AWAITED) != AWAITED for label in labels)
 
     def outcome(self, record: Record, asked: Iterable[Requirement]) -> Outcome | None:
         """Return what came of a cell; None where it lacks a value that may still come."""

@@ -16,6 +16,7 @@ from massive_sft.search.proposing import spread
 from massive_sft.search.space import Choice, Space
 
 Decision = Mapping[str, Any]
+FAILED_BEFORE = "failed_before"  # in a decision: how often its cell was tried in vain before; left out where never
 
 
 def asks_of(log: Iterable[Decision]) -> list[Decision]:

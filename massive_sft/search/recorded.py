@@ -1,0 +1,71 @@
+"""What the ledger says of a search's decisions: what came of them, how often they were tried, what that took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from massive_sft.ledger.record import Status
+from massive_sft.ledger.store import Ledger
+from massive_sft.search.objectives import names_against_base
+from massive_sft.search.outcomes import Outcome, Reader, taken_s
+from massive_sft.search.plan import Planned
+from massive_sft.search.rules import FAILED_BEFORE, Decision
+
+OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Reads what the records of a ledger say of a search's decisions."""
+
+    planned: Planned
+    ledger: Ledger
+    _taken_s: dict[str, tuple[float, float]] = field(default_factory=dict)  # by cell, once no further try changes it
+
+    def outcome_of(self, entry: Decision) -> Outcome | None:
+        """Return what came of a decision; None while it is not known."""
+        scored, reader = self.planned.scored(entry)[0], self.planned.reader
+        record = self.ledger.read_record(scored.cell)
+        if record is None:
+            return None
+        outcome = reader.outcome(record, scored.requirements)
+        if outcome is not None:
+            return outcome
+        if reader.is_void(record, scored.requirements):
+            return Outcome("given_up")
+        tries = self.tries_of_cell(entry) - entry.get(FAILED_BEFORE, 0)
+        failed = reader.was_tried(record, scored.requirements)
+        if tries > 0 and failed and OUT_OF_MEMORY in (record.error or "").lower():
+            return Outcome("infeasible")
+        return Outcome("given_up") if tries > self.planned.search.retries else None
+
+    def tries_of_cell(self, entry: Decision) -> int:
+        """Return how often a decision's cell was tried in vain so far, whoever asked for it."""
+        scored, reader = self.planned.scored(entry)[0], self.planned.reader
+        return sum(reader.was_tried(one, scored.requirements) for one in self.ledger.history(scored.cell))
+
+    def base_of(self, entry: Decision) -> Outcome | None:
+        """Return what came of the base model of a decision's cell; None while it is not known."""
+        base = self.planned.scored(entry)[1]
+        record = self.ledger.read_record(base.cell)
+        if record is None:
+            return None
+        reader = Reader(names_against_base(self.planned.search))  # a base model has no measures, of which others may be
+        outcome = reader.outcome(record, base.requirements)
+        # It is scored once, before anything is trained; another sweep's record may not have all yet.
+        was_tried = outcome is None and reader.was_tried(record, base.requirements)
+        return Outcome("given_up") if was_tried else outcome
+
+    def spent_h(self, entries: Sequence[Decision]) -> float:
+        """Return the hours that decisions have taken: of GPUs, or of this machine where none is used."""
+        training, scoring = dict[str, float](), 0.0
+        for scored in (self.planned.scored(entry)[0] for entry in entries):
+            record = None if scored.cell in self._taken_s else self.ledger.read_record(scored.cell)
+            trained_s, scored_s = self._taken_s.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record)
+            if record is not None and record.status not in (Status.FAILED, Status.PARTIAL):
+                self._taken_s[scored.cell] = trained_s, scored_s
+            run = str(scored.trajectory)
+            training[run] = max(training.get(run, 0.0), trained_s)  # up to an epoch, those before it included
+            scoring += scored_s
+        return (sum(training.values()) + scoring) / 3600
