@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from small_sweep import small_sweep
 
@@ -24,10 +25,12 @@ from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.report.write import write_report
 from massive_sft.running.events import CellRecorded, Decided, RunEvent
+from massive_sft.running.failures import error_text
 from massive_sft.running.inline import run_inline
 from massive_sft.running.recorder import RecordWriter
 from massive_sft.running.search_work import SearchWork, with_first_decisions
 from massive_sft.running.trial import make_record_writer
+from massive_sft.scheduling.trials import LaneFailed
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider
 from massive_sft.search.plan import make_whole_plan, plan_searches
@@ -38,6 +41,7 @@ from massive_sft.search.tags import search_tags
 from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.tracking.source import CellSource
+from massive_sft.training.micro_batch import OutOfMemory
 
 RUNGS: dict[str, Any] = {
     "name": "s", "model": "llama", "mixture": "one", "setting": "lora", "objective": {"minimize": "perplexity"},
@@ -316,3 +320,26 @@ def test_trial_is_given_up_after_its_own_failures_alone(tmp_path: Path) -> None:
         known.append(outcome and outcome.kind)
     assert plan.sweep.file.search[0].retries == 2
     assert known == [None, None, None, None, "given_up", "infeasible"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (error_text(OutOfMemory("no room at step 1")), "infeasible"),
+        (error_text(LaneFailed(error_text(OutOfMemory("no room at step 1")))), "infeasible"),
+        (error_text(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")), "infeasible"),
+        ("3 scorers died while they had it (out of memory, or a crash in native code?)", None),
+        (error_text(RuntimeError("a process of the tokenizer went out of memory?")), None),
+    ],
+)
+def test_trial_is_infeasible_only_where_its_training_had_no_room(
+    error: str, outcome: str | None, undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    ledger = copied(undisturbed[0], tmp_path)
+    decider = Decider.of(plan_searches(undisturbed[0].sweep)[0], ledger)
+    decider.look()
+    record = ledger.read_record(decider.entries[0]["cell"])
+    assert record is not None
+    ledger.write_record(record.model_copy(update={"status": Status.FAILED, "error": error, "measures": {}}))
+    found = decider.outcome_of(decider.entries[0])
+    assert (found and found.kind) == outcome

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,8 @@ from massive_sft.search.outcomes import Outcome, Reader, taken_s
 from massive_sft.search.plan import Planned
 from massive_sft.search.rules import FAILED_BEFORE, Decision
 
-OUT_OF_MEMORY = "out of memory"  # in what a record says of a training that had no room
+# How the error of a record begins whose training had no room: ours or torch's, of a lane after the name of its own.
+_OUT_OF_MEMORY = re.compile(r"(LaneFailed: )?OutOfMemory(Error)?: ")
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,7 @@ class Recorded:
         if reader.is_void(record, scored.requirements):
             return Outcome("given_up")
         tries = self.tries_of_cell(entry) - entry.get(FAILED_BEFORE, 0)
-        failed = reader.was_tried(record, scored.requirements)
-        if tries > 0 and failed and OUT_OF_MEMORY in (record.error or "").lower():
+        if tries > 0 and record.status is Status.FAILED and _OUT_OF_MEMORY.match(record.error or ""):
             return Outcome("infeasible")
         return Outcome("given_up") if tries > self.planned.search.retries else None
 
