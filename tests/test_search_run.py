@@ -343,3 +343,22 @@ def test_trial_is_infeasible_only_where_its_training_had_no_room(
     ledger.write_record(record.model_copy(update={"status": Status.FAILED, "error": error, "measures": {}}))
     found = decider.outcome_of(decider.entries[0])
     assert (found and found.kind) == outcome
+
+
+def test_what_the_ledger_has_costs_a_search_nothing(undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path) -> None:
+    entry, ledger = standing(undisturbed[0]).entries[-1], copied(undisturbed[0], tmp_path)
+    values = standing(undisturbed[0]).planned.named(entry)
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "lora", "schedule": "constant", "horizon": 2}
+    block |= {"snapshots": [1, 2], "override": {name: [value] for name, value in values.items()}}
+    search = {"name": "grid", "over": ["A"], "objective": {"minimize": "perplexity"}, "at_once": 1}
+    search |= {"budget": {"gpu_hours": 1e-9}}
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"]}
+    nothing |= {"storage": {"root": str(ledger.root)}}
+    sweep = load_sweep(small_sweep(tmp_path, blocks=[block], search=[search], **nothing))
+    plan = with_first_decisions(make_whole_plan(sweep))
+    assert [entry.get("was_there") for entry in standing(plan).asks] == [True, True]
+    decider = Decider.of(standing(plan).planned, ledger)
+    decider.look()
+    asks = decider.asks
+    assert decider.spent_h(asks) == 0
+    assert decider.spent_h([{key: one[key] for key in one if key != "was_there"} for one in asks]) > 0

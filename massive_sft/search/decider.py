@@ -17,7 +17,7 @@ from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned
 from massive_sft.search.recorded import Recorded
-from massive_sft.search.rules import FAILED_BEFORE, Decision, Given, Rules, asks_of, trained_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, trained_of
 from massive_sft.search.space import Space
 
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
@@ -45,7 +45,7 @@ class Decider:
         begin: returns what it is, as its log is to keep it.
         budget_h: GPU-hours that it may take, or hours of this machine where no GPU is used; None without a budget.
         spent_h: returns the hours that decisions have taken.
-        tries_of_cell: returns how often a decision's cell was tried in vain so far, whoever asked for it.
+        before: returns what a decision keeps of records that are there when it is written.
         is_exhausted: whether everything in its space was asked.
     """
 
@@ -56,7 +56,7 @@ class Decider:
     base_of: OutcomeOf
     budget_h: float | None = None
     spent_h: Callable[[Sequence[Decision]], float] = lambda entries: 0.0
-    tries_of_cell: Callable[[Decision], int] = lambda entry: 0
+    before: Callable[[Decision], Mapping[str, Any]] = lambda entry: {}
     is_exhausted: bool = False
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _lease: Lease | None = None
@@ -72,9 +72,7 @@ class Decider:
         log = planned.log(ledger.storage)
         begin = partial(planned.begin, ledger)
         outcomes, budget_h = (recorded.outcome_of, recorded.base_of), planned.search.budget.gpu_hours
-        return cls(
-            planned.begun(log.content()), log, begin, *outcomes, budget_h, recorded.spent_h, recorded.tries_of_cell
-        )
+        return cls(planned.begun(log.content()), log, begin, *outcomes, budget_h, recorded.spent_h, recorded.before)
 
     @property
     def entries(self) -> Sequence[Decision]:
@@ -159,15 +157,13 @@ class Decider:
 
         Raises LeaseLost when somebody else took over.
         """
-        known = len(self.entries)
+        before = len(self.entries)
         while not self.stale() and not self.is_over and self._lease is not None:
             decided = self._confirmation() if self.asks_no_more else self._next()
             if decided is None:
                 break
-            # What failed before it was decided is no try of this search.
-            before = self.tries_of_cell(decided) if "cell" in decided else 0
-            self.log.write(decided | ({FAILED_BEFORE: before} if before else {}), self._lease)
-        return list(self.entries[known:])
+            self.log.write(decided | (self.before(decided) if "cell" in decided else {}), self._lease)
+        return list(self.entries[before:])
 
     def _confirmation(self) -> dict[str, Any] | None:
         """Return the next decision that confirms one of the best; None while not all outcomes are known."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
 from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Outcome, Reader, taken_s
 from massive_sft.search.plan import Planned
-from massive_sft.search.rules import FAILED_BEFORE, Decision
+from massive_sft.search.rules import FAILED_BEFORE, WAS_THERE, Decision
 
 # How the error of a record begins whose training had no room: ours or torch's, of a lane after the name of its own.
 _OUT_OF_MEMORY = re.compile(r"(LaneFailed: )?OutOfMemory(Error)?: ")
@@ -36,12 +37,18 @@ class Recorded:
             return outcome
         if reader.is_void(record, scored.requirements):
             return Outcome("given_up")
-        tries = self.tries_of_cell(entry) - entry.get(FAILED_BEFORE, 0)
+        tries = self._tries_of_cell(entry) - entry.get(FAILED_BEFORE, 0)
         if tries > 0 and record.status is Status.FAILED and _OUT_OF_MEMORY.match(record.error or ""):
             return Outcome("infeasible")
         return Outcome("given_up") if tries > self.planned.search.retries else None
 
-    def tries_of_cell(self, entry: Decision) -> int:
+    def before(self, entry: Decision) -> dict[str, Any]:
+        """Return what a decision that is about to be written keeps of its cell's records, which are not its own."""
+        failed = self._tries_of_cell(entry)
+        kept = {FAILED_BEFORE: failed} if failed else {}
+        return {**kept, WAS_THERE: True} if self.outcome_of({**entry, **kept}) is not None else kept
+
+    def _tries_of_cell(self, entry: Decision) -> int:
         """Return how often a decision's cell was tried in vain so far, whoever asked for it."""
         scored, reader = self.planned.scored(entry)[0], self.planned.reader
         return sum(reader.was_tried(one, scored.requirements) for one in self.ledger.history(scored.cell))
@@ -61,7 +68,7 @@ class Recorded:
     def spent_h(self, entries: Sequence[Decision]) -> float:
         """Return the hours that decisions have taken: of GPUs, or of this machine where none is used."""
         training, scoring = dict[str, float](), 0.0
-        for scored in (self.planned.scored(entry)[0] for entry in entries):
+        for scored in (self.planned.scored(entry)[0] for entry in entries if WAS_THERE not in entry):
             record = None if scored.cell in self._taken_s else self.ledger.read_record(scored.cell)
             trained_s, scored_s = self._taken_s.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record)
             if record is not None and record.status not in (Status.FAILED, Status.PARTIAL):

@@ -13,10 +13,10 @@ from massive_sft.search.decider import Decider, take_given
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned
 from massive_sft.search.proposing import versions
-from massive_sft.search.rules import FAILED_BEFORE, Decision, Given, Rules, asks_of, is_confirmation
+from massive_sft.search.rules import FAILED_BEFORE, WAS_THERE, Decision, Given, Rules, asks_of, is_confirmation
 
 LEDGERS = ("given_up", "infeasible")  # kinds that say what the ledger has, which nothing that was given tells
-WRITTEN = ("n", "previous", "given", FAILED_BEFORE)  # fields that are not decided
+WRITTEN = ("n", "previous", "given", FAILED_BEFORE, WAS_THERE)  # fields that are not decided
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from massive_sft.search.proposing import spread
 from massive_sft.search.space import Choice, Space
 
 Decision = Mapping[str, Any]
-FAILED_BEFORE = "failed_before"  # in a decision: how often its cell was tried in vain before; left out where never
+# In a decision, where it is so: how often its cell had been tried in vain, and that what came of it was there already.
+FAILED_BEFORE, WAS_THERE = "failed_before", "was_there"
 
 
 def asks_of(log: Iterable[Decision]) -> list[Decision]:

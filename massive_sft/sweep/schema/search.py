@@ -180,7 +180,7 @@ class SearchBudget(StrictModel):
     """What a search may take."""
 
     gpu_hours: AboveZero | None = None
-    """Of training and scoring, by ``plan``'s estimates."""
+    """Of training and scoring, as measured, of what the ledger did not have."""
 
 
 class SearchEvaluation(StrictModel):
