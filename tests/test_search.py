@@ -18,7 +18,7 @@ from massive_sft.core.errors import Corrupt, InvalidInput
 from massive_sft.core.fingerprint import digest
 from massive_sft.ledger.bucket_root import BucketRoot
 from massive_sft.ledger.lease import LeaseWatch
-from massive_sft.ledger.record import Status
+from massive_sft.ledger.record import INVALIDATED, Status
 from massive_sft.ledger.storage import Folder, Root
 from massive_sft.planning.plan import CellPlan, make_plan
 from massive_sft.running.search_work import with_first_decisions
@@ -630,4 +630,35 @@ def test_constraint_against_the_base_waits_for_its_scores_and_for_nothing_else(t
     write(plan.base, None)
     assert [entry["n"] for entry in decider.advance()] == [2, 3]
     assert [key.partition(" ")[0] for key in decider.entries[2]["given"]] == ["0", "base"]
+    decider.release()
+
+
+def test_base_model_that_was_given_up_counts_once_a_later_run_scored_it(tmp_path: Path) -> None:
+    search = TPE | {"constraints": {"quiz": {"at_least": "base - 50"}}, "sampler": "random", "trials": 8}
+    (tmp_path / "sweep").mkdir()
+    sweep = load_sweep(sweep_file(tmp_path / "sweep", search=[search | {"at_once": 2, "start": {"qmc": 2}}], blocks=[]))
+    plan = with_first_decisions(make_whole_plan(sweep))
+    ledger, (base,) = plan.open_ledger(), plan.base
+    decider = Decider.of(plan_searches(sweep)[0], ledger)
+    assert decider.lead()
+
+    def train() -> None:
+        for run in make_whole_plan(sweep).runs:
+            for cell in run.cells:
+                ledger.write_record(made_record(cell, run.trajectory.id))
+
+    train()
+    scored = made_record(base, None)
+    ledger.write_record(scored.model_copy(update={"status": Status.FAILED, "error": "killed", "scores": {}}))
+    decider.advance()
+    ledger.write_record(scored.model_copy(update={"status": Status.FAILED, "error": f"{INVALIDATED}x", "scores": {}}))
+    train()
+    decider.advance()
+    ledger.write_record(scored)
+    train()
+    decider.advance()
+    told = [
+        [one["kind"] for key, one in entry["given"].items() if key.startswith("base ")] for entry in decider.entries
+    ]
+    assert told == [[], [], ["given_up"], [], [], [], ["complete"], []]
     decider.release()

@@ -362,3 +362,25 @@ def test_what_the_ledger_has_costs_a_search_nothing(undisturbed: tuple[Plan, lis
     asks = decider.asks
     assert decider.spent_h(asks) == 0
     assert decider.spent_h([{key: one[key] for key in one if key != "was_there"} for one in asks]) > 0
+
+
+def test_outcome_stands_until_it_is_invalidated_whatever_is_measured_since(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    """As where another sweep asks all questions of a cell that a search knows by an early answer."""
+    ledger = copied(undisturbed[0], tmp_path)
+    decider = Decider.of(plan_searches(undisturbed[0].sweep)[0], ledger)
+    decider.look()
+    first = decider.entries[0]
+    record, known = ledger.read_record(first["cell"]), decider.outcome_of(first)
+    assert record is not None and known is not None
+    measures = {"perplexity": {"schema": 3, "response": {"perplexity_micro": known.values["perplexity"] + 1}}}
+    changed = record.model_copy(update={"measures": measures})
+    ledger.write_record(changed)
+    assert decider.outcome_of(first) != known
+    assert (decider.stale(), decider.outcome(first)) == ([], known)
+    ledger.write_record(record.model_copy(update={"status": Status.FAILED, "error": f"{INVALIDATED}x", "measures": {}}))
+    ledger.write_record(changed)
+    decider = Decider.of(plan_searches(undisturbed[0].sweep)[0], ledger)
+    decider.look()
+    assert decider.stale() == [0]

@@ -46,6 +46,7 @@ class Decider:
         budget_h: GPU-hours that it may take, or hours of this machine where no GPU is used; None without a budget.
         spent_h: returns the hours that decisions have taken.
         before: returns what a decision keeps of records that are there when it is written.
+        stands: returns whether what once came of a decision still counts, though something else came of it since.
         is_exhausted: whether everything in its space was asked.
     """
 
@@ -56,7 +57,8 @@ class Decider:
     base_of: OutcomeOf
     budget_h: float | None = None
     spent_h: Callable[[Sequence[Decision]], float] = lambda entries: 0.0
-    before: Callable[[Decision], Mapping[str, Any]] = lambda entry: {}
+    before: Callable[[Decision], dict[str, Any]] = lambda entry: {}
+    stands: Callable[[Decision, Outcome], bool] = lambda entry, outcome: False
     is_exhausted: bool = False
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _lease: Lease | None = None
@@ -68,11 +70,18 @@ class Decider:
     @classmethod
     def of(cls, planned: Planned, ledger: Ledger) -> Decider:
         """Return what decides for a search of a sweep, by the records of a ledger."""
-        recorded = Recorded(planned, ledger)
-        log = planned.log(ledger.storage)
-        begin = partial(planned.begin, ledger)
-        outcomes, budget_h = (recorded.outcome_of, recorded.base_of), planned.search.budget.gpu_hours
-        return cls(planned.begun(log.content()), log, begin, *outcomes, budget_h, recorded.spent_h, recorded.before)
+        log, found = planned.log(ledger.storage), Recorded(planned, ledger)
+        return cls(
+            planned.begun(log.content()),
+            log,
+            partial(planned.begin, ledger),
+            found.outcome_of,
+            found.base_of,
+            planned.search.budget.gpu_hours,
+            found.spent_h,
+            found.before,
+            found.stands,
+        )
 
     @property
     def entries(self) -> Sequence[Decision]:
@@ -124,7 +133,7 @@ class Decider:
         known, now = self._settled[entry["n"]], self.outcome_of(entry)
         if known.kind in ("given_up", "infeasible"):
             return False  # what became of it since is another try's
-        return now is None or now.as_json() != known.as_json()
+        return now is None or (now.as_json() != known.as_json() and not self.stands(entry, known))
 
     @property
     def is_over(self) -> bool:
@@ -171,7 +180,7 @@ class Decider:
         draft = None if given is None else next_confirmation(self.rules, self.entries, given)
         if given is None or draft is None:
             return None
-        new = {model: outcome for model, outcome in given.bases.items() if model not in self._bases}
+        new = {model: outcome for model, outcome in given.bases.items() if outcome != self._bases.get(model)}
         return draft | {"given": _written({}, new)}
 
     def _given_of_all(self) -> Given | None:
@@ -242,16 +251,19 @@ class Decider:
         yield from there or (left[:1] if len(left) >= search.at_once else ())
 
     def _new_bases(self) -> dict[str, Outcome] | None:
-        """Return what constraints need to know of base models and no decision was given; None while one is unknown."""
-        if not self.rules.needs_bases:
-            return {}
+        """Return what constraints need to know of base models and no decision was given; None while one is unknown.
+
+        One that was given up is looked at again, for the next run scores it.
+        """
         found: dict[str, Outcome] = {}
-        for entry in self.asks:
-            if entry["model"] not in self._bases and entry["model"] not in found:
-                outcome = self.base_of(entry)
+        first = {entry["model"]: entry for entry in reversed(self.asks)} if self.rules.needs_bases else {}
+        for model, entry in first.items():
+            known = self._bases.get(model)
+            if known is None or known.kind == "given_up":
+                outcome = self.base_of(entry) or known
                 if outcome is None:
                     return None
-                found[entry["model"]] = outcome
+                found |= {} if outcome == known else {model: outcome}
         return found
 
     def outcome(self, entry: Decision) -> Outcome | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from massive_sft.ledger.record import Status
@@ -52,6 +53,16 @@ class Recorded:
         """Return how often a decision's cell was tried in vain so far, whoever asked for it."""
         scored, reader = self.planned.scored(entry)[0], self.planned.reader
         return sum(reader.was_tried(one, scored.requirements) for one in self.ledger.history(scored.cell))
+
+    def stands(self, entry: Decision, outcome: Outcome) -> bool:
+        """Whether a record of a decision has this outcome and was not invalidated since.
+
+        Newer ones may have another: all questions may have been asked after an early answer.
+        """
+        scored, reader = self.planned.scored(entry)[0], self.planned.reader
+        newest = takewhile(lambda record: not record.is_invalidated, self.ledger.history(scored.cell))
+        found = (reader.outcome(record, scored.requirements) for record in newest)
+        return any(one is not None and one.as_json() == outcome.as_json() for one in found)
 
     def base_of(self, entry: Decision) -> Outcome | None:
         """Return what came of the base model of a decision's cell; None while it is not known."""
