@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,13 @@ def test_call_is_tried_until_it_is_answered(server: JudgeServer) -> None:
     assert (reply.text, reply.tries, reply.input_tokens, reply.output_tokens) == ("[[7]]", 7, 100, 10)
     sent = server.bodies[-1]
     assert sent == {"model": "judge-1", "messages": ASKED, "max_tokens": 99, "temperature": 0}
+
+
+def test_endpoint_that_asks_for_no_wait_is_given_more_time_with_every_try(server: JudgeServer) -> None:
+    server.answer = lambda number, body: error(429, "slow down", Retry_After="0") if number < 3 else says("[[7]]")
+    began = time.monotonic()
+    assert Endpoint(declared(server), first_wait_s=0.1).ask(ASKED, 9).tries == 3
+    assert time.monotonic() - began >= 0.05 + 0.1
 
 
 @pytest.mark.parametrize(
@@ -160,6 +168,27 @@ def test_budget_is_one_for_all_processes_and_no_call_is_made_beyond_it(server: J
     with pytest.raises(BudgetSpent, match=r"evaluation\.judging\.budget \(1\)"):
         ask_all(calls[2:], endpoint(server, **priced), kept, Spending(place, budget=1.0), ratings.parse)
     assert 0.6 <= read_spending(place) <= 1.0 and len(server.bodies) < 9
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls", "told"),
+    [
+        (says("M"), 1, "gives no log-probabilities"),
+        (says("M", model="judge-2", top={"M": 0.0}), 1, "answers as another model"),
+        (Answer({"usage": {"prompt_tokens": 100, "completion_tokens": 10}}), 8, "no chat completion"),
+    ],
+    ids=["no logprobs", "another model", "no completion"],
+)
+def test_answers_that_cannot_be_used_are_paid_and_counted(
+    answer: Answer, calls: int, told: str, server: JudgeServer, tmp_path: Path
+) -> None:
+    priced = {"price": {"input": 1000.0, "output": 10_000.0}}  # a call of the server's costs 0.2
+    server.answer = lambda number, body: answer
+    kept, place = Verdicts(Folder(tmp_path), "judge-1"), Folder(tmp_path / "spent")
+    with pytest.raises(JudgeUnavailable, match=told):
+        ask_all([Call("", "m or M?", 1, True)], endpoint(server, **priced), kept, Spending(place), ratings.parse)
+    assert len(server.bodies) == calls
+    assert read_spending(place) == pytest.approx(0.2 * calls)
 
 
 def write_lines(path: Path, entries: list[Any]) -> str:

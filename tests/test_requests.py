@@ -104,6 +104,21 @@ def test_chat_template_has_a_turn_for_every_example(tmp_path: Path) -> None:
     assert request.context.endswith("<bot>")
 
 
+def test_choices_stand_behind_what_a_chat_template_writes_before_every_answer(tmp_path: Path) -> None:
+    chatty, block = tokenizer(), "<think>\n\n</think>\n\n"
+    answered = f"{{% if m.role == 'assistant' and loop.last %}}{block}{{% endif %}}{{{{ m.content }}}}"
+    chatty.chat_template = (
+        f"{{% for m in messages %}}<{{{{ m.role }}}}>{answered}</s>\n{{% endfor %}}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )  # as Qwen3's
+    paths, wrapped = write_tasks(tmp_path), wrapping.chat(chatty)
+    asked = read(ask(paths["tiny_mc"], 1, wrapped))
+    assert all(request.context.endswith(f"<assistant>{block}") for request in asked)
+    assert all(request.context.count(block) == 1 for request in asked), "earlier answers have none in this template"
+    (first, *_) = read(ask(paths["tiny_gen"], 0, wrapped))
+    assert (first.context.endswith("<assistant>"), first.lead) == (True, block)
+
+
 def test_wrapping_follows_the_protocol_and_the_setting(tmp_path: Path) -> None:
     chatty = tokenizer()
     with pytest.raises(InvalidInput, match="chat needs a tokenizer with one chat template"):

@@ -249,7 +249,7 @@ def _requests(instance: Instance, wrapping: Wrapping) -> Iterator[Request]:
     if instance.request_type == "generate_until":
         yield from _generations(common, instance, wrapping)
         return
-    context, continuation = instance.args[:2]
+    context, continuation = instance.args[0] + wrapping.lead, instance.args[1]
     if wrapping.kind == "training" and context[-1:].isspace() and continuation[:1] == " ":
         # The template ends in the space that the task would put before its answer; training has it once.
         continuation = continuation[1:]

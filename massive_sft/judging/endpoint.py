@@ -138,14 +138,22 @@ class Endpoint:
         self._pace, self._first_wait_s, self._tries = Pace(judge.per_minute, stop), first_wait_s, tries
         self._sessions = threading.local()
 
-    def ask(self, messages: Sequence[Message], max_tokens: int, logprobs: bool = False) -> Reply:
+    def ask(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int,
+        logprobs: bool = False,
+        unused: Callable[[Reply], None] = lambda reply: None,
+    ) -> Reply:
         """Return the judge's answer, at temperature 0.
 
         Args:
             logprobs: whether those of the first token are asked for.
+            unused: told of each answer that cannot be used, whose tokens are paid all the same.
 
         Raises:
-            JudgeUnavailable: every call is refused, the answer is another model's, or no try was answered.
+            JudgeUnavailable: every call is refused, the answer is another model's or lacks the log-probabilities, or
+                no try was answered.
             Interrupted: the run should end.
         """
         body = {"model": self.judge.name, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0}
@@ -154,7 +162,7 @@ class Endpoint:
         for number in range(1, self._tries + 1):
             self._pace.take_turn()
             try:
-                return self._reply(self._post(body), logprobs, number)
+                return self._reply(self._post(body), logprobs, number, unused)
             except _Again as error:
                 reason = str(error)
                 if number < self._tries:
@@ -163,10 +171,9 @@ class Endpoint:
 
     def _wait(self, asked: float | None, number: int) -> None:
         if asked is not None:
-            self._pace.hold(asked)  # for all threads
-        else:
-            longest = min(MOST_WAIT_S, self._first_wait_s * 2 ** (number - 1))
-            self._pace.sleep(random.uniform(longest / 2, longest))
+            self._pace.hold(asked)  # for all threads; some ask for 0 s, and again
+        longest = min(MOST_WAIT_S, self._first_wait_s * 2 ** (number - 1))
+        self._pace.sleep(random.uniform(longest / 2, longest))
 
     def _post(self, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
         """Return status, headers and body. Raises _Again."""
@@ -198,7 +205,13 @@ class Endpoint:
         own: requests.Session = self._sessions.own
         return own
 
-    def _reply(self, answered: tuple[int, Mapping[str, str], bytes], logprobs: bool, tries: int) -> Reply:
+    def _reply(
+        self,
+        answered: tuple[int, Mapping[str, str], bytes],
+        logprobs: bool,
+        tries: int,
+        unused: Callable[[Reply], None],
+    ) -> Reply:
         status, headers, data = answered
         told = redact(self._without_key(_error_of(data)))
         if status in _NO_CALL_WORKS or (status == 429 and "insufficient_quota" in told):
@@ -211,21 +224,31 @@ class Endpoint:
         if status != 200:  # of this call alone, such as a content filter's
             return Reply("", f"HTTP {status}: {told}", None, None, None, None, tries)
         try:
-            content = json.loads(data)
-            choice, model, usage = content["choices"][0], content["model"], content.get("usage") or {}
-            message = choice["message"]
-            text, refusal = message.get("content"), message.get("refusal")
-            top = _top(choice) if logprobs else None
+            return self._completion(data, logprobs, tries)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            unused(_paid(data, tries))
             raise _Again(f"no chat completion: {type(error).__name__}: {told}") from None
+        except JudgeUnavailable:
+            unused(_paid(data, tries))
+            raise
+
+    def _completion(self, data: bytes, logprobs: bool, tries: int) -> Reply:
+        """Read a chat completion. Raises JudgeUnavailable; KeyError and the like where it is none."""
+        content = json.loads(data)
+        choice, model = content["choices"][0], content["model"]
+        text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
         if model != self.judge.name:
             rule = "answers as another model: name the one that answers, or the endpoint of the one that was meant"
             raise self._unavailable(f"{rule}, got {self._without_key(str(model))!r}")
+        top = _top(choice) if logprobs and text else None
+        if logprobs and text and top is None:
+            raise self._unavailable(
+                "gives no log-probabilities, which the benchmark's logprobs asks for"
+            )
         text = self._without_key(text) if isinstance(text, str) else ""
         refusal = self._without_key(str(refusal)) if refusal else None if text else "an empty answer"
-        counts = (_count(usage, "prompt_tokens"), _count(usage, "completion_tokens"))
         finish = choice.get("finish_reason")
-        return Reply(text, refusal, top, *counts, finish if isinstance(finish, str) else None, tries)
+        return Reply(text, refusal, top, *_counts(content), finish if isinstance(finish, str) else None, tries)
 
     def _without_key(self, text: str) -> str:
         """Return a text without the key, which endpoints and proxies are known to repeat."""
@@ -255,10 +278,30 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-def _top(choice: Mapping[str, Any]) -> dict[str, float]:
-    """Return the log-probabilities beside the first token. Raises KeyError, TypeError, IndexError, ValueError."""
-    first = choice["logprobs"]["content"][0]
-    return {str(entry["token"]): float(entry["logprob"]) for entry in first["top_logprobs"]}
+def _top(choice: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return the log-probabilities beside the first token; None where there are none.
+
+    Raises KeyError, TypeError, IndexError, ValueError where they have another shape.
+    """
+    given = choice.get("logprobs")
+    if not given or not given.get("content"):
+        return None
+    return {str(entry["token"]): float(entry["logprob"]) for entry in given["content"][0]["top_logprobs"]}
+
+
+def _paid(data: bytes, tries: int) -> Reply:
+    """Return what is known of an answer that cannot be used: the tokens that it took."""
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = {}
+    return Reply("", None, None, *_counts(content), None, tries)
+
+
+def _counts(content: Any) -> tuple[int | None, int | None]:
+    """Return the tokens that a chat completion says were read and written; None where it does not say."""
+    usage = content.get("usage") if isinstance(content, dict) else None
+    return _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
 
 
 def _count(usage: Any, name: str) -> int | None:

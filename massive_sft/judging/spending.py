@@ -63,11 +63,15 @@ class Spending:
         return most
 
     def settle(self, judge: Judge, reserved: float, messages: Sequence[Message], reply: Reply | None) -> None:
-        """Count what a call took; with ``reply`` None it took nothing. Tokens that nobody counted are guessed."""
+        """Count what a call took; with ``reply`` None nothing was answered."""
         with self._lock:
             self._reserved -= reserved
-            if reply is None:
-                return
+        if reply is not None:
+            self.count(judge, messages, reply)
+
+    def count(self, judge: Judge, messages: Sequence[Message], reply: Reply) -> None:
+        """Count what an answer took, also one that cannot be used. Tokens that nobody counted are guessed."""
+        with self._lock:
             read = tokens_of(messages) if reply.input_tokens is None else reply.input_tokens
             wrote = len(reply.text.encode()) // BYTES_PER_TOKEN if reply.output_tokens is None else reply.output_tokens
             own = self._own.setdefault(judge.name, {"calls": 0, "input": 0, "output": 0, "cost": 0.0})

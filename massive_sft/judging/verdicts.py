@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Event
 from typing import Any
 
@@ -143,7 +143,8 @@ def ask_all(
 def _ask(call: Call, endpoint: Endpoint, verdicts: Verdicts, spending: Spending) -> Reply:
     reserved, reply = spending.reserve(endpoint.judge, call.messages, call.max_tokens), None
     try:
-        reply = endpoint.ask(call.messages, call.max_tokens, call.logprobs)
+        count = partial(spending.count, endpoint.judge, call.messages)
+        reply = endpoint.ask(call.messages, call.max_tokens, call.logprobs, unused=count)
         verdicts.put(call, reply)
     finally:
         spending.settle(endpoint.judge, reserved, call.messages, reply)
