@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from massive_sft.core.errors import Unsupported
-from massive_sft.evaluation import padded, slots
+from massive_sft.evaluation import padded, recomputed, slots
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.requests import Generation
 from massive_sft.evaluation.responses import CONTEXTS_CUT
 from massive_sft.evaluation.sampled_tokens import perturbed
 from massive_sft.evaluation.sampling import Draw
 from massive_sft.evaluation.writing import Endings, GeneratedText, Prompt, Writing
-from massive_sft.models.tree_support import refusal
+from massive_sft.models.tree_support import depends_on_length, refusal
 
 log = logging.getLogger(__name__)
 # On a CPU as many answers as make its matrix products efficient, in memory that several scorers can have.
@@ -24,6 +24,8 @@ CPU_SLOTS, CPU_CACHE_BYTES = 64, 2**31
 GPU_SLOTS = 512
 GPU_CACHE_SHARE = 0.6  # of a GPU's memory without the weights; activations have the rest
 PROVEN_ROWS = 2
+# How an engine fails with a family that it does not fit.
+_FAILURES = (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 TRIED_ROWS = 3  # whose guesses show whether blocks of tokens round as single ones
 # How far below the largest logit that of a written token may be in a plain pass, absolute and relative to the largest:
 # rounding between two layouts. Engines that are wrong miss by several.
@@ -38,8 +40,9 @@ class Generator:
     stop, and the answer is without special tokens. A context too long for the model loses its beginning.
 
     Answers are written in slots of one cache (``slots``), in padded batches with the model's own cache where its
-    family does not compute that way (``padded``): one refused by its configuration, one that fails, and one whose
-    answers a plain forward pass does not confirm. The first answers are looked at, and again longer ones.
+    family does not compute that way (``padded``), and by plain passes where it does not compute that way either
+    (``recomputed``): one refused by its configuration, one that fails, and one whose answers a plain forward pass does
+    not confirm. The first answers are looked at, and again longer ones.
 
     Args:
         ends: the tokens that end an answer.
@@ -60,8 +63,9 @@ class Generator:
         self._endings = Endings(tokenizer, ends)
         self._proven_tokens = 0  # of the longest sequence that a plain pass confirmed
         self._disproof: str | None = None
+        self._padded_disproof: str | None = None
         self._refused = refusal(model.config)
-        self._told = False
+        self._told: set[str] = set()
         self._rounds_alike: bool | None = True if model.dtype == torch.float32 else None  # None: not tried yet
 
     @property
@@ -98,10 +102,7 @@ class Generator:
         if self.fallback is None:
             written, happened = self._in_slots(prompts, self._guesses(requests, drafts))
         if written is None:
-            if not self._told:
-                log.warning("answers are written in padded batches: %s", self.fallback)
-                self._told = True
-            written, happened = padded.write(self._model, prompts, self._endings, self._token_budget)
+            written, happened = self._without_slots(prompts)
         cut = sum(prompt.cut for prompt in prompts)
         return [answer.answer() for answer in written], happened | ({CONTEXTS_CUT: cut} if cut else {})
 
@@ -121,11 +122,33 @@ class Generator:
             if not self._may_guess(prompts, guesses):
                 guesses = [[] for _ in prompts]
             written, counts = slots.write(self._model, prompts, guesses, self._endings, self._room())
-        except (Unsupported, RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except _FAILURES as error:
             self._disproof = f"its family does not compute by slots: {error}"
             return None, {}
         self._disproof = self._unconfirmed(prompts, written)
         return (written if self._disproof is None else None), vars(counts)
+
+    def _without_slots(self, prompts: Sequence[Prompt]) -> tuple[list[Writing], dict[str, int]]:
+        asked = self._model, prompts, self._endings, self._token_budget
+        if self._padded_disproof is None:
+            self._tell("in padded batches", self.fallback)
+            try:
+                written, happened = padded.write(*asked)
+            except _FAILURES as error:
+                self._padded_disproof = f"its family does not compute padded batches: {error}"
+            else:
+                # Where lengths change positions, a pass over a whole answer is not the one that wrote its beginning.
+                if not depends_on_length(self._model.config):
+                    self._padded_disproof = self._unconfirmed(prompts, written)
+                if self._padded_disproof is None:
+                    return written, happened
+        self._tell("by plain passes over all of their tokens, which is slow", self._padded_disproof)
+        return recomputed.write(*asked)
+
+    def _tell(self, how: str, why: str | None) -> None:
+        if how not in self._told:
+            log.warning("answers are written %s: %s", how, why)
+            self._told.add(how)
 
     def _may_guess(self, prompts: Sequence[Prompt], guesses: Sequence[Sequence[int]]) -> bool:
         """Return whether guesses change no answer; what is not known yet is tried."""
@@ -154,6 +177,7 @@ class Generator:
         for prompt, made in longest_first[:: max(1, len(pairs) - 1)][:PROVEN_ROWS]:
             difference = _difference(self._model, prompt, made)
             if difference is not None:
+                self._proven_tokens = 0  # of the engine that writes instead, nothing is known
                 return difference
         self._proven_tokens = longest
         return None

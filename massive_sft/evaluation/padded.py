@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import batching
 from massive_sft.evaluation.sampled_tokens import picked
 from massive_sft.evaluation.writing import Endings, Prompt, Writing
 from massive_sft.models.configuration import length_borders
 
+_CACHES = ("past_key_values", "cache_params")  # as transformers names them; Mamba's is the second
 _NEVER = sys.maxsize  # tokens that no sequence has
 
 
@@ -32,15 +34,16 @@ def write(
         token_budget: tokens of a batch, contexts and answers counted.
 
     Raises:
-        Unsupported: the model gives no numbers, or a single sequence does not fit into memory.
+        Unsupported: the model gives no numbers or no cache, or a single sequence does not fit into memory.
     """
+    cache = _cache_of(model)
     answers = [Writing(prompt, endings) for prompt in prompts]
     borders = length_borders(model.config)
     anew = all(_computes_anew(model, border) for border in borders)
     splits = 0
     for border in (*borders, _NEVER):
         for batch, end in _batches(answers, border, anew, token_budget):
-            splits += batching.run_split(batch, partial(_go_on, model, answers, end))[1]
+            splits += batching.run_split(batch, partial(_go_on, model, cache, answers, end))[1]
     return answers, {"memory_splits": splits}
 
 
@@ -69,6 +72,16 @@ def _goes_on(answer: Writing, end: int) -> bool:
 
 
 @torch.inference_mode()
+def _cache_of(model: Any) -> str:
+    """Return by which name a model takes a cache and gives it back."""
+    output = model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=True)
+    for name in _CACHES:
+        if hasattr(getattr(output, name, None), "reorder_cache"):
+            return name
+    raise Unsupported("its class gives no cache of transformers' back")
+
+
+@torch.inference_mode()
 def _computes_anew(model: Any, border: int) -> bool:
     """Return whether ``generate`` drops the cache of such a model where a sequence passes a border, as Phi-3's does."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -82,12 +95,15 @@ def _computes_anew(model: Any, border: int) -> bool:
 
 
 @torch.inference_mode()
-def _go_on(model: Any, answers: Sequence[Writing], end: int, batch: list[int]) -> list[int]:
+def _go_on(model: Any, name: str, answers: Sequence[Writing], end: int, batch: list[int]) -> list[int]:
     """Go on with the answers of a batch until they are finished, or longer than ``end`` tokens with their prompts.
 
     Finished ones leave once they are half of the batch. Contexts are padded on the left, so that all rows end together.
+
+    Args:
+        name: of the model's cache.
     """
-    device = model.device
+    device, of_all = model.device, name == "past_key_values"  # Mamba takes the mask of the tokens that it reads now
     alive, cache = [answers[place] for place in batch if _goes_on(answers[place], end)], None
     if not alive:  # of a batch that was too large for memory these had ended
         return batch
@@ -99,13 +115,13 @@ def _go_on(model: Any, answers: Sequence[Writing], end: int, batch: list[int]) -
     while True:
         output = model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=mask if of_all else mask[:, -tokens.shape[1] :],
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{name: cache},
         )
-        cache = output.past_key_values
+        cache = output[name]
         draws = [answer.prompt.draw(len(answer.made)) if _goes_on(answer, end) else None for answer in alive]
         picks = picked(output.logits[:, -1], draws)
         for answer, token in zip(alive, picks.tolist(), strict=True):
@@ -118,7 +134,7 @@ def _go_on(model: Any, answers: Sequence[Writing], end: int, batch: list[int]) -
         tokens, mask, positions = picks.unsqueeze(1), _grown(mask), (positions[:, -1:] + 1).clamp(max=end - 1)
         if len(running) <= len(alive) // 2:
             keep = torch.tensor(running, device=device)
-            cache.batch_select_indices(keep)
+            cache.reorder_cache(keep)  # of every kind of layer, which batch_select_indices is not
             tokens, mask, positions = tokens[keep], mask[keep], positions[keep]
             alive = [alive[i] for i in running]
     return batch
