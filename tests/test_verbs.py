@@ -23,6 +23,7 @@ import torch
 from calling import call
 from commands import command as command_in_process
 from commands import end, run_command, start_session
+from mlflow import MlflowClient
 from peft import PeftModel
 from processes import adopt_orphans, descendants, free_port
 from rich.console import Console
@@ -652,6 +653,13 @@ def test_place_that_cannot_be_written_is_told_in_a_sentence(sweep: Path, tmp_pat
         assert (code, f"{option}: cannot be written (" in text) == (2, True), text
 
 
+def artifacts_of_sweep(store: Path) -> list[str]:
+    client = MlflowClient(f"sqlite:///{store}")
+    experiment = client.get_experiment_by_name("small")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'small'")
+    return sorted(file.path for file in client.list_artifacts(run.info.run_id))
+
+
 def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[..., Path]) -> None:
     overlay = copied()
     code, text = call("ui", sweep, "--overlay", overlay)
@@ -659,7 +667,10 @@ def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[...,
     code, text = call("mirror", sweep, "--overlay", overlay)
     assert (code, "5 cells" in text) == (0, True)
     store = plan_of(sweep, overlay).root / "mlflow.db"
-    assert store.is_file()
+    assert artifacts_of_sweep(store) == ["sweep.yaml"]
+    assert call("report", sweep, "--overlay", overlay)[0] == 0
+    assert call("mirror", sweep, "--overlay", overlay)[0] == 0
+    assert artifacts_of_sweep(store) == ["report.html", "sweep.yaml"]
     assert re.fullmatch(
         r"/#/experiments/\d+/runs\?workflowType=machine_learning&.*", runs_page(f"sqlite:///{store}", "small")
     )

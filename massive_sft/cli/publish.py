@@ -14,6 +14,7 @@ from massive_sft.core.imports import heavy_imports
 from massive_sft.core.wording import counted
 from massive_sft.planning.outcome import AsPlanAsks
 from massive_sft.planning.plan import storage_place
+from massive_sft.report.source import PAGE, report_folder
 from massive_sft.search.tags import search_tags
 from massive_sft.study.imported import TABLE, ImportedLedger, is_imported, open_imported, open_imported_tables
 from massive_sft.tracking.queue import Pending
@@ -36,7 +37,6 @@ def report(
 ) -> None:
     """Write the sweep's report: one HTML page that needs no network, and its tables beside it."""
     with heavy_imports():
-        from massive_sft.report.source import report_folder
         from massive_sft.report.write import write_report
         from massive_sft.study.results import results_of
 
@@ -104,7 +104,8 @@ def mirror(file: File, overlay: Overlays = None) -> None:
     plan, ledger = read_plan(file, overlay)
     names = {cell.cell.id: cell.cell.coordinates for cell in plan.cells}
     as_asked = AsPlanAsks(plan, search_tags(plan.sweep, plan.storage))
-    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, as_asked, _say)
+    files = (plan.sweep.path, report_folder(plan) / PAGE)
+    left = mirror_all(ledger, plan.sweep.file.name, names, plan.sweep.file.tracking.mlflow, as_asked, _say, files)
     _tell(left, len(ledger.entries(names)))
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
@@ -327,16 +327,21 @@ def mirror_all(
     tracking_uri: str,
     as_asked: AsAsked = AS_RECORDED,
     say: Callable[[str], None] = lambda _: None,
+    files: Iterable[Path] = (),
 ) -> Pending:
     """Bring the tracker to what the ledger says of a sweep: catch up, or rebuild a store that was deleted.
 
-    Arguments and errors are those of ``Mirror.open`` and ``Mirror.close``. Returns what could not be written.
+    Arguments and errors are those of ``Mirror.open`` and ``Mirror.close``; ``files`` of the sweep go with its cells,
+    those that are there. Returns what could not be written.
     """
     # All runs are looked at: some may have been removed on the tracker by hand.
     (ledger.sweep_dir(sweep) / SHOWN).unlink(missing_ok=True)
     mirror = Mirror.open(ledger, sweep, cells, tracking_uri, as_asked)
     for cell in ledger.entries(cells):
         mirror.put(cell)
+    for path in files:
+        if path.exists():
+            mirror.artifact(path)
     return mirror.close(say=say)
 
 
