@@ -203,6 +203,16 @@ def test_every_benchmark_of_every_cell_has_a_row_with_its_score_or_why_there_is_
     assert set(results.best("quiz")["value"].isna()) == {False}
 
 
+def test_gains_of_some_cells_are_over_the_base_model_that_where_leaves_out(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path)
+    write_records(plan_of(path))
+    whole, some = ms.load(path), ms.load(path, where="method=lora and model=small")
+    assert set(some.cells["method"]) == set(some.scores["method"]) == {"lora"}
+    expected = whole.gains.query("method == 'lora' and model == 'small'").reset_index(drop=True)
+    assert expected["gain"].notna().any()
+    pd.testing.assert_frame_equal(some.gains.reset_index(drop=True), expected)
+
+
 def late_or_diverged(record: Record) -> Record | None:
     if record.coordinates["setting"] != "lora":
         return record

@@ -87,16 +87,17 @@ def run(
             execute(selected, whole, registered, runner, progress, stop, decides=where is None)
     if stop():
         raise Interrupted(f"stopped by {stop.reason}; the same call goes on")
-    return _results(plan(file, overlays, where))
+    after = plan(file, overlays)
+    return _results(select_cells(after, parse_where(where)), after)
 
 
-def _results(plan: Plan) -> Results:
+def _results(selected: Plan, whole: Plan) -> Results:
     """Return what a plan has come to: all WAITING where nothing was begun, say because a budget pays for nothing."""
     from massive_sft.study.results import results_of
 
-    if not plan.storage.exists():
-        plan.open_ledger()
-    return results_of(plan)
+    if not selected.storage.exists():
+        selected.open_ledger()
+    return results_of(selected, whole)
 
 
 def _within_budget(selected: Plan, say: Callable[[str], None]) -> Plan:

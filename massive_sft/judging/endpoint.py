@@ -242,9 +242,7 @@ class Endpoint:
             raise self._unavailable(f"{rule}, got {self._without_key(str(model))!r}")
         top = _top(choice) if logprobs and text else None
         if logprobs and text and top is None:
-            raise self._unavailable(
-                "gives no log-probabilities, which the benchmark's logprobs asks for"
-            )
+            raise self._unavailable("gives no log-probabilities, which the benchmark's logprobs asks for")
         text = self._without_key(text) if isinstance(text, str) else ""
         refusal = self._without_key(str(refusal)) if refusal else None if text else "an empty answer"
         finish = choice.get("finish_reason")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Results:
         asked: the benchmarks that the sweep asks for, such as ``mmlu-5shot``; none where no sweep was named.
         templates: the names of the templates under which it asks for them, as of ``frames.tidy``.
         unscored: the rows of ``scores`` of what it asks for and no record has or names as missing.
+        bases: the records of these cells' base models that were left out (``where``): gains are over them.
     """
 
     ledger: Ledger
@@ -56,6 +57,7 @@ class Results:
     asked: tuple[str, ...] = ()
     templates: Mapping[str, str] = field(default_factory=dict)
     unscored: pd.DataFrame = field(default_factory=lambda: frames.tidy(()))
+    bases: Mapping[str, Record] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return a line that says what is there; the records of a study would fill a notebook's page."""
@@ -101,11 +103,12 @@ class Results:
     @cached_property
     def recorded_scores(self) -> pd.DataFrame:
         """The rows of ``scores`` that records have, what they name as missing among them."""
-        return tables.with_mixture(self._tidy)
+        return tables.with_mixture(self._tidy[self._tidy["cell"].isin(list(self.records))])
 
     @cached_property
     def _tidy(self) -> pd.DataFrame:
-        return frames.tidy(self.records.values(), self.templates)
+        """Scores of all records, and of the base models that are left out."""
+        return frames.tidy([*self.records.values(), *self.bases.values()], self.templates)
 
     @cached_property
     def gains(self) -> pd.DataFrame:
@@ -137,7 +140,7 @@ class Results:
     @cached_property
     def reader(self) -> SampleReader:
         """Reads per-sample values, for pairs of cells."""
-        return SampleReader(self.ledger, self.records)
+        return SampleReader(self.ledger, {**self.records, **self.bases})
 
     @cached_property
     def measures(self) -> pd.DataFrame:
@@ -225,11 +228,16 @@ def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | N
             records = {record.cell: record for record in ledger.records()}
         return Results(ledger, records, frames.cell_frame(()), ledger.read_cell)
     selection = parse_where(where)
-    return results_of(select_cells(make_whole_plan(load_sweep(path, merged)), selection))
+    whole = make_whole_plan(load_sweep(path, merged))
+    return results_of(select_cells(whole, selection), whole)
 
 
-def results_of(plan: Plan) -> Results:
-    """Return what a plan's cells have come to. Raises InvalidInput when nothing was ever run into its storage root."""
+def results_of(plan: Plan, whole: Plan | None = None) -> Results:
+    """Return what a plan's cells have come to. Raises InvalidInput when nothing was ever run into its storage root.
+
+    Args:
+        whole: the plan that its cells were selected from.
+    """
     ledger = plan.open_ledger(create=False)
     records, by_id = asked_records(plan, ledger), {item.cell.id: item for item in plan.cells}
     waiting = [
@@ -241,5 +249,20 @@ def results_of(plan: Plan) -> Results:
     planned = pd.DataFrame(waiting, columns=list(frames.CELLS)).astype(frames.CELLS)
     asked = dict.fromkeys(item.label for cell in plan.cells for item in cell.requirements if item.is_benchmark)
     templates = named_templates(item for cell in plan.cells for item in cell.requirements)
-    late = unscored_rows(plan, records)
-    return Results(ledger, records, planned, lambda cell: by_id[cell].cell.content, tuple(asked), templates, late)
+    return Results(
+        ledger,
+        records,
+        planned,
+        lambda cell: by_id[cell].cell.content,
+        tuple(asked),
+        templates,
+        unscored_rows(plan, records),
+        asked_records(_bases_left_out(plan, whole), ledger) if whole else {},
+    )
+
+
+def _bases_left_out(plan: Plan, whole: Plan) -> Plan:
+    """Return the plan of those base models of a plan's cells that the whole has and it has not."""
+    there, models = {item.cell.id for item in plan.base}, {item.cell.coordinates.model for item in plan.cells}
+    left_out = [item for item in whole.base if item.cell.coordinates.model in models and item.cell.id not in there]
+    return replace(whole, runs=(), base=tuple(left_out))
