@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -55,7 +58,7 @@ def planned(folder: Path) -> Plan:
     return with_first_decisions(make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS], **nothing))))
 
 
-def run(plan: Plan, most: int = 100) -> list[RunEvent]:
+def run(plan: Plan, most: int = 100, retrain: bool = False) -> list[RunEvent]:
     """Run a search, or until so many cells have their records."""
     happened: list[RunEvent] = []
     work = SearchWork(plan, plan.open_ledger(), happened.append, lambda _: None)
@@ -64,7 +67,7 @@ def run(plan: Plan, most: int = 100) -> list[RunEvent]:
         return sum(isinstance(event, CellRecorded) for event in happened) >= most
 
     try:
-        run_inline(plan, happened.append, stop=stop, work=work)
+        run_inline(plan, happened.append, retrain, stop, work=work)
     finally:
         work.close()
     return happened
@@ -384,3 +387,78 @@ def test_outcome_stands_until_it_is_invalidated_whatever_is_measured_since(
     decider = Decider.of(plan_searches(undisturbed[0].sweep)[0], ledger)
     decider.look()
     assert decider.stale() == [0]
+
+
+def test_search_waits_for_weights_that_were_removed(tmp_path: Path) -> None:
+    """Nothing is given up for them, and no trial is tried twice in vain."""
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": "full", "schedule": "constant", "horizon": 1}
+    block |= {"snapshots": [1], "override": {"lr": [1e-3, 2e-3, 3e-3]}}
+    unscored = {"evaluation": {"base": False, "tasks": []}, "measures": ["token_length"], "blocks": [block]}
+    run_inline(make_whole_plan(load_sweep(small_sweep(tmp_path, **unscored))), lambda _: None)
+    search = {"name": "g", "over": ["A"], "objective": {"maximize": "facts_mc"}, "trials": 3, "at_once": 2}
+    tasks = [{"path": str(tmp_path / "world" / "tasks" / "facts_mc.yaml"), "limit": 4}]
+    scored = {"evaluation": {"base": False, "protocol": {"dtype": "fp32"}, "tasks": tasks}, "search": [search]}
+    sweep = load_sweep(small_sweep(tmp_path, **{**unscored, **scored}))
+    plan = with_first_decisions(make_whole_plan(sweep))
+    run(plan)
+    found = standing(plan)
+    assert ([entry["kind"] for entry in found.entries], found.outcomes) == (["ask", "ask"], {})
+    ledger = plan.open_ledger()
+    assert [len(list(ledger.history(entry["cell"]))) for entry in found.asks] == [2, 2]
+    run(with_first_decisions(make_whole_plan(sweep)), retrain=True)
+    assert standing(plan).counts == {"complete": 3}
+
+
+def test_trial_that_was_given_up_counts_once_its_cell_is_complete(
+    undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
+) -> None:
+    plan, decider, writer, cell = trial_of_a_search(tmp_path)
+    for attempt in (1, 2, 3):
+        writer.failed(cell, attempt, "OSError: Input/output error")
+    assert decider.lead()
+    assert decider.advance()[0]["kind"] == "given_up"
+    decider.release()
+    assert standing(plan).outcomes[0].kind == "given_up"
+    run(make_whole_plan(plan.sweep))  # which tries again whatever failed
+    found = standing(plan)
+    assert found.outcomes[0] == standing(undisturbed[0]).outcomes[0]
+    given = [entry["given"]["0"]["kind"] for entry in found.entries if "0" in entry["given"]]
+    assert given == ["complete"], "the sampler is told of it, once"
+    assert replay(found.planned, Ledger(plan.storage)).differs is None
+
+
+def undecided(folder: Path, **changes: Any) -> Plan:
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "blocks": []}
+    return make_whole_plan(load_sweep(small_sweep(folder, search=[RUNGS | changes], **nothing)))
+
+
+def test_run_that_may_not_decide_and_has_nothing_to_do_waits(tmp_path: Path) -> None:
+    plan = undecided(tmp_path)
+    other = Decider.of(plan_searches(plan.sweep)[0], plan.open_ledger())
+    assert other.lead()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        other.release()
+
+    assert len(with_first_decisions(plan, say).runs) == 2
+    assert said == ["search s: another run decides, or died just now; this one waits for something to do"]
+
+
+def test_run_that_loses_the_right_to_decide_goes_on_with_what_is_decided(tmp_path: Path) -> None:
+    plan = undecided(tmp_path, trials=40, at_once=40)
+    lease = plan.open_ledger().storage.at(f"searches/{plan_searches(plan.sweep)[0].id}/lease")
+
+    def take_it() -> None:
+        while not log_of(plan):
+            time.sleep(0.001)
+        process = dict.fromkeys(("host", "boot", "pid_namespace", "started"), "elsewhere") | {"pid": 1}
+        content = json.dumps({"name": "another", "token": "t", "ttl": 60.0, "process": process})
+        lease.put_if_absent("2", f"{content}\n0".encode())
+
+    taker = Thread(target=take_it)
+    taker.start()
+    decided = with_first_decisions(plan)
+    taker.join()
+    assert 0 < len(decided.runs) < 40

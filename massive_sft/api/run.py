@@ -72,7 +72,7 @@ def run(
     progress, stop = progress or LoggedProgress(), StopSignal()
     whole = pin_revisions(sound_plan(file, overlays), progress.say)
     if where is None:
-        whole = with_first_decisions(whole)
+        whole = with_first_decisions(whole, progress.say)
     selected = _within_budget(select_cells(whole, parse_where(where)), progress.say)
     left = find_left(selected, whole)
     if left is Left.NOTHING:

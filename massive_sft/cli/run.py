@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -56,7 +57,7 @@ def run(
     whole = pin_revisions(load_sound_plan(file, overlay))
     decides = where is None and budget is None
     if decides:
-        whole = with_first_decisions(whole)
+        whole = with_first_decisions(whole, partial(out.print, soft_wrap=True))
     selected = select_cells(whole, parse_where(where))
     budgeted = apply_budget(selected, budget)
     selected = budgeted.plan if budgeted else selected

@@ -24,23 +24,44 @@ from massive_sft.search.view import decision_line, stale_text
 LOOK_S = 2.0  # seconds between looks at what other runs on the root have decided and done
 
 
-def with_first_decisions(plan: Plan) -> Plan:
+def with_first_decisions(plan: Plan, say: Callable[[str], None] = lambda _: None) -> Plan:
     """Decide what the searches of a sweep can decide before anything is trained; return the plan with it.
 
     Nothing is decided while files are missing or revisions are no commits, for then ids are provisional.
+    Where another process has the right to decide, or died with it a minute ago, and nothing is to be done, it waits.
+
+    Args:
+        say: told who is waited for.
     """
     searches = () if plan.missing or plan.unpinned else plan_searches(plan.sweep)
     if not searches:
         return plan
     ledger = plan.open_ledger()
-    for one in searches:
-        decider = Decider.of(one, ledger)
-        try:
-            if decider.lead():
-                decider.advance()
-        finally:
-            decider.release()
-    return make_whole_plan(plan.sweep, Ledger.states)
+    deciders = {one.search.name: Decider.of(one, ledger) for one in searches}
+    is_told = False
+    while True:
+        waits = [name for name, decider in deciders.items() if not _decides_first(decider)]
+        whole = make_whole_plan(plan.sweep, Ledger.states)
+        if not waits or not all(cell.is_done for cell in whole.cells):
+            return whole
+        if not is_told:
+            say(f"search {', '.join(waits)}: another run decides, or died just now; this one waits for something to do")
+        is_told = True
+        time.sleep(LOOK_S)
+
+
+def _decides_first(decider: Decider) -> bool:
+    """Decide what can be decided now; return whether it could, or the search is over."""
+    try:
+        if decider.lead():
+            decider.advance()
+            return True
+    except LeaseLost:
+        pass  # somebody else decides by now
+    finally:
+        decider.release()
+    decider.look()
+    return decider.is_over
 
 
 @dataclass
@@ -109,7 +130,19 @@ class SearchWork:
 
     def is_exhausted(self) -> bool:
         """As ``WorkSource.is_exhausted``."""
-        return not self._left and all(one.decider.is_over and not one.decider.left() for one in self._searches)
+        return not self._left and all(self._is_done(one) for one in self._searches)
+
+    def _is_done(self, search: _Search) -> bool:
+        """Whether a search is over, or whatever it waits for needs a run with ``--retrain``."""
+        left = search.decider.left()
+        if not left:
+            return search.decider.is_over
+        has_looked = self._looked_s > float("-inf")  # since the last record
+        return has_looked and all(self._waits(search, entry) for entry in left)
+
+    def _waits(self, search: _Search, entry: Decision) -> bool:
+        """Whether nobody here works on a decision's cell, for its weights are gone."""
+        return entry["cell"] not in self._hand and search.decider.needs_retraining(entry)
 
     def close(self) -> None:
         """Give the right to decide back."""
@@ -153,7 +186,8 @@ class SearchWork:
         for entry in fresh:
             if entry["kind"] == "drop":
                 self._drop(search, entry["trial"])
-        again = [entry for entry in left if entry["cell"] not in self._hand and self._is_free(search, entry)]
+        idle = [entry for entry in left if entry["cell"] not in self._hand and not self._waits(search, entry)]
+        again = [entry for entry in idle if self._is_free(search, entry)]
         if not (fresh or again):
             return
         plan = with_gpu_counts(plan_points(self._plan.sweep, [search.planned.point(one) for one in (*asked, *again)]))

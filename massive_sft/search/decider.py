@@ -20,6 +20,7 @@ from massive_sft.search.recorded import Recorded
 from massive_sft.search.rules import Decision, Given, Rules, asks_of, trained_of
 from massive_sft.search.space import Space
 
+_IN_VAIN = ("given_up", "infeasible")  # kinds of outcomes that a later try may be better than
 _BASE = "base "  # before what a base model is known by, where a decision says what it was given
 
 
@@ -47,6 +48,7 @@ class Decider:
         spent_h: returns the hours that decisions have taken.
         before: returns what a decision keeps of records that are there when it is written.
         stands: returns whether what once came of a decision still counts, though something else came of it since.
+        needs_retraining: returns whether a decision waits for weights to be made again.
         is_exhausted: whether everything in its space was asked.
     """
 
@@ -59,6 +61,7 @@ class Decider:
     spent_h: Callable[[Sequence[Decision]], float] = lambda entries: 0.0
     before: Callable[[Decision], dict[str, Any]] = lambda entry: {}
     stands: Callable[[Decision, Outcome], bool] = lambda entry, outcome: False
+    needs_retraining: Callable[[Decision], bool] = lambda entry: False
     is_exhausted: bool = False
     _watch: LeaseWatch = field(default_factory=LeaseWatch)
     _lease: Lease | None = None
@@ -81,6 +84,7 @@ class Decider:
             found.spent_h,
             found.before,
             found.stands,
+            found.needs_retraining,
         )
 
     @property
@@ -131,7 +135,7 @@ class Decider:
 
     def _is_stale(self, entry: Decision) -> bool:
         known, now = self._settled[entry["n"]], self.outcome_of(entry)
-        if known.kind in ("given_up", "infeasible"):
+        if known.kind in _IN_VAIN:
             return False  # what became of it since is another try's
         return now is None or (now.as_json() != known.as_json() and not self.stands(entry, known))
 
@@ -194,12 +198,12 @@ class Decider:
     def _next(self) -> dict[str, Any] | None:
         """Return the next decision; None while what it rests on is not known, or where nothing is left."""
         self._replay()
-        arrived: dict[int, Outcome] = {}
+        arrived = self._made_up_for()
         for entry in self._waited_for():
             outcome = self.outcome(entry)
             if outcome is None:
                 return None
-            if outcome.kind in ("given_up", "infeasible"):
+            if outcome.kind in _IN_VAIN:
                 return {"kind": outcome.kind, "of": entry["n"], "given": {}}
             arrived[entry["n"]] = outcome
         # The start's choices rest on no outcome.
@@ -215,7 +219,7 @@ class Decider:
             outcome = self.outcome(later[0])  # a promotion may follow from it
             if outcome is None:
                 return None
-            if outcome.kind in ("given_up", "infeasible"):
+            if outcome.kind in _IN_VAIN:
                 return {"kind": outcome.kind, "of": later[0]["n"], "given": {}}
             arrived[later[0]["n"]] = outcome
         return draft | {"given": _written(arrived, bases)}
@@ -269,7 +273,17 @@ class Decider:
     def outcome(self, entry: Decision) -> Outcome | None:
         """Return what came of a decision; None while that is not known."""
         known = self._settled.get(entry["n"])
-        return known if known is not None else self.outcome_of(entry)
+        if known is None:
+            return self.outcome_of(entry)
+        now = self.outcome_of(entry) if known.kind in _IN_VAIN else None
+        return now if now is not None and now.kind == "complete" else known
+
+    def _made_up_for(self) -> dict[int, Outcome]:
+        """Return what came of decisions that had been in vain, where a later try made up for it."""
+        again = {
+            number: self.outcome(self.entries[number]) for number, one in self._settled.items() if one.kind in _IN_VAIN
+        }
+        return {number: one for number, one in again.items() if one is not None and one.kind == "complete"}
 
     def left(self) -> list[Decision]:
         """Return the decisions whose outcomes are not known."""

@@ -16,6 +16,7 @@ from massive_sft.core.errors import Problem
 from massive_sft.core.fingerprint import canonical_json
 from massive_sft.ledger.asked import is_answered
 from massive_sft.ledger.record import AWAITED, BenchmarkScores, Record, Score, Status
+from massive_sft.planning.outcome import RETRAIN
 from massive_sft.planning.requirements import Requirement
 from massive_sft.suites.declared import title
 from massive_sft.suites.metrics import headline, primary_metric, scale, split
@@ -110,8 +111,16 @@ class Reader:
         """Whether a record says that what gives the names was tried in vain."""
         if record.status is Status.FAILED:
             return not record.is_invalidated
-        labels = (item.label for item in asked if any(_is_called(item, name) for name in self.names))
-        return any(record.missing.get(label, AWAITED) != AWAITED for label in labels)
+        return any(why != AWAITED and RETRAIN not in why for why in self._reasons(record, asked))
+
+    def needs_retraining(self, record: Record, asked: Iterable[Requirement]) -> bool:
+        """Whether a record says that what gives the names needs weights that are gone."""
+        return any(RETRAIN in why for why in self._reasons(record, asked))
+
+    def _reasons(self, record: Record, asked: Iterable[Requirement]) -> list[str]:
+        """Return why what gives the names is missing, as far as a record says so."""
+        labels = [item.label for item in asked if any(_is_called(item, name) for name in self.names)]
+        return [record.missing[label] for label in labels if label in record.missing]
 
     def outcome(self, record: Record, asked: Iterable[Requirement]) -> Outcome | None:
         """Return what came of a cell; None where it lacks a value that may still come."""

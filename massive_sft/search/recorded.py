@@ -43,6 +43,12 @@ class Recorded:
             return Outcome("infeasible")
         return Outcome("given_up") if tries > self.planned.search.retries else None
 
+    def needs_retraining(self, entry: Decision) -> bool:
+        """Whether what a decision lacks needs weights that are gone: it waits for a run with ``--retrain``."""
+        scored = self.planned.scored(entry)[0]
+        record = self.ledger.read_record(scored.cell)
+        return record is not None and self.planned.reader.needs_retraining(record, scored.requirements)
+
     def before(self, entry: Decision) -> dict[str, Any]:
         """Return what a decision that is about to be written keeps of its cell's records, which are not its own."""
         failed = self._tries_of_cell(entry)
