@@ -344,6 +344,37 @@ def test_differences_show_methods_datasets_left_out_and_means(trained: list[str]
     assert {name for _, name, _ in shown("mixture-mean")} == {"all mixtures"}
 
 
+def test_differences_count_the_cells_that_are_still_to_come(tmp_path: Path) -> None:
+    models = {name: {"hub": f"some/{name}", "revision": "a" * 40} for name in "abc"}
+    block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"], "schedule": "constant"}
+    block |= {"horizon": 2, "snapshots": [1, 2], "override": {"seed": [0, 1]}}
+    plan = plan_of(sweep_file(tmp_path, models=models, blocks=[block]))
+
+    def is_done(record: Record) -> bool:
+        names = record.coordinates
+        first_seed = names["seed"] != 1 or (names["method"], names["epoch"]) == ("full", 2)
+        return first_seed and (names["model"], names["data"]) != ("c", "second")
+
+    write_records(plan, lambda record: record if is_done(record) else None)
+    page = report(plan_of(plan.sweep.path), tmp_path / "out")
+
+    def shown(key: str, *names: str) -> set[tuple[str, ...]]:
+        table = page.rows(key)
+        found = {column["label"]: position for position, column in enumerate(table["columns"])}
+
+        def text(row: list[Any], name: str) -> str:
+            column = table["columns"][found[name]]
+            return str(column["levels"][row[found[name]]] if column["kind"] == "facet" else row[found[name]])
+
+        return {tuple(text(row, name) for name in names) for row in table["rows"]}
+
+    means = {("all models", "first[1000]", "full", "6 of 6"), ("2 of 3 models", "second[1000]", "full", "4 of 6")}
+    assert means <= shown("model-mean", "model", "mixture", "setting", "runs")
+    mixtures = {("a", "all mixtures", "full", "4 of 4"), ("b", "all mixtures", "lora", "2 of 4")}
+    assert mixtures <= shown("mixture-mean", "model", "mixture", "setting", "runs")
+    assert {seeds for (seeds,) in shown("lora-full", "seeds")} == {"1 of 2"}
+
+
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
     losses = [1.0, 3.0, *[2.0] * 300]

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from massive_sft.report.formatting import early_notes
 from massive_sft.report.heat_table import heat_labels, heat_table
 from massive_sft.report.html_table import Table
 from massive_sft.report.report_data import ReportData
+from massive_sft.report.scores import with_planned
 from massive_sft.report.section import Section, TableBlock
 from massive_sft.study import contrasts, tables
+from massive_sft.study.frames import CONDITION, grouped, to_rows
 
 
 def differences_section(data: ReportData) -> Section | None:
     """Return the tables that a sweep gives rise to; None where it gives rise to none."""
-    over_models, over_mixtures = {"model": "all models"}, {"mixture_label": "all mixtures"}
     made = [
         _pairs(data, data.lora_less_full, "lora-full", "LoRA less full tuning", "setting"),
         _pairs(data, data.with_less_without, "left-out", "A mixture less itself without one dataset", "data"),
-        _mean(data, ["model"], "model-mean", "Mean gain over models", over_models),
-        _mean(data, ["data", "size"], "mixture-mean", "Mean gain over mixtures", over_mixtures),
+        _mean(data, ["model"], "model-mean", "Mean gain over models", "models"),
+        _mean(data, ["data", "size"], "mixture-mean", "Mean gain over mixtures", "mixtures"),
     ]
     shown = [TableBlock(table) for table in made if table is not None]
     notes = [
@@ -44,17 +43,22 @@ def _pairs(data: ReportData, frame: pd.DataFrame, key: str, caption: str, told: 
         return None
     label = {"setting": "setting_label", "data": "mixture_label"}[told]
     named = frame.assign(**{told: frame["about"], label: frame["about"]})
-    means = tables.over_seeds(named)
+    asked = named[[*CONDITION, "asked_seeds"]].drop_duplicates()
+    means = tables.over_seeds(named).drop(columns="asked_seeds").merge(asked, on=CONDITION)
     labels = {**heat_labels(data.gains), **heat_labels(named)}  # which say whether epochs are told apart
     return heat_table(key, caption, means, labels, _columns(data, means))
 
 
-def _mean(data: ReportData, axes: list[str], key: str, caption: str, names: Mapping[str, str]) -> Table | None:
-    means = contrasts.mean_over(tables.over_seeds(data.gains), axes)
+def _mean(data: ReportData, axes: list[str], key: str, caption: str, plural: str) -> Table | None:
+    means = contrasts.mean_over(tables.over_seeds(with_planned(data, data.planned)), axes)
     if means.empty:
         return None
-    without_axes = data.gains.assign(**dict.fromkeys(axes, None))
-    labels = {condition: {**row, **names} for condition, row in heat_labels(without_axes).items()}
+    labels = heat_labels(data.planned.assign(**dict.fromkeys(axes, None)))
+    told = {"model": "model", "data": "mixture_label"}[axes[0]]
+    for condition, rows in grouped(to_rows(means), *CONDITION).items():
+        members, asked = (max(row[name] for row in rows) for name in ("members", "asked_members"))
+        what = f"all {plural}" if members == asked else f"{members} of {asked} {plural}"
+        labels[condition] = {**labels[condition], told: what}
     return heat_table(key, caption, means, labels, _columns(data, means), counted="runs")
 
 

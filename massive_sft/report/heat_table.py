@@ -13,7 +13,7 @@ from massive_sft.study.frames import CONDITION, grouped, to_rows
 from massive_sft.suites import metrics
 
 ROW = ["model", "mixture_label", "setting_label", "epoch"]
-Labels = Mapping[tuple[Any, ...], Mapping[str, Any]]
+Labels = dict[tuple[Any, ...], Mapping[str, Any]]
 
 
 def heat_labels(frame: pd.DataFrame) -> Labels:

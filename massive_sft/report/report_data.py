@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +53,8 @@ class ReportData:
         planned: one row per trained cell that the sweep asks for, recorded or not.
         cells, scores, gains: of ``study``, of the gains those of benchmarks; ``mixture_label`` and ``setting_label``
             added.
-        lora_less_full, with_less_without: of ``contrasts.differences``.
+        lora_less_full, with_less_without: of ``contrasts.differences``, with the ``asked_seeds`` of each: of how many
+            seeds the sweep asks for both cells, at whichever epoch.
         points: of ``correlate.points``.
         layers: of ``frames.layer_changes``, with the bf16 ``floor`` of each layer where it is known.
         maps: of ``model_map.model_maps``.
@@ -106,10 +107,12 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
     }
     warned += [*_lacking(plan, records), *_waiting(statuses)]
     planned = _planned(plan, records, statuses)
+    left_out = _left_out(plan)
     schedules = len(planned[["schedule", "horizon"]].drop_duplicates()) > 1
 
-    def compared(pairs: list[contrasts.Pair]) -> pd.DataFrame:
-        return add_labels(with_paired_intervals(contrasts.differences(scores, pairs), results.reader), schedules)
+    def compared(pair: Callable[[pd.DataFrame], list[contrasts.Pair]]) -> pd.DataFrame:
+        found = with_paired_intervals(contrasts.differences(scores, pair(cells)), results.reader)
+        return add_labels(_with_asked_seeds(found, planned, pair(planned)), schedules)
 
     return ReportData(
         plan=plan,
@@ -119,8 +122,8 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
         cells=add_labels(cells, schedules),
         scores=add_labels(scores, schedules),
         gains=add_labels(gains, schedules),
-        lora_less_full=compared(contrasts.lora_less_full(cells)),
-        with_less_without=compared(contrasts.with_less_without(cells, _left_out(plan))),
+        lora_less_full=compared(contrasts.lora_less_full),
+        with_less_without=compared(lambda cells: contrasts.with_less_without(cells, left_out)),
         points=add_labels(correlate.points(cells, gains), schedules),
         layers=layers,
         maps=maps,
@@ -129,6 +132,14 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
         findings=(*collect_findings(cells, scores, gains), *warned),
         columns=_columns(plan, scores),
     )
+
+
+def _with_asked_seeds(found: pd.DataFrame, planned: pd.DataFrame, pairs: list[contrasts.Pair]) -> pd.DataFrame:
+    """Add to differences of pairs of recorded cells how many there are to be, by those of ``planned`` cells."""
+    names = [name for name in frames.CONDITION if name != "epoch"]
+    wanted = pd.DataFrame(pairs, columns=["cell", "base_cell", "about"], dtype="string").merge(planned, on="cell")
+    seeds = wanted.groupby([*names, "about"], dropna=False)["seed"].nunique().rename("asked_seeds")
+    return found.merge(seeds.reset_index(), on=[*names, "about"], how="left")
 
 
 def _began(ledger: Ledger, record: Record) -> str:

@@ -82,7 +82,7 @@ def heatmap_section(data: ScoreData) -> Section:
     """Return the gains of each condition's last epoch: model × mixture × benchmark."""
     last = last_epochs(data.planned)[CONDITION].drop_duplicates()
     cells = data.planned.merge(last, on=CONDITION)  # a seed that went on has its earlier epoch beside the others'
-    means = tables.over_seeds(_complete(data, cells))
+    means = tables.over_seeds(with_planned(data, cells))
     columns = [column for column in data.columns if column in set(means["column"])]
     table = heat_table("gains", "Gains over the base model", means, heat_labels(cells), columns)
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
@@ -99,7 +99,7 @@ def heatmap_section(data: ScoreData) -> Section:
     return Section("gains", "Gains", notes, [TableBlock(table)])
 
 
-def _complete(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
+def with_planned(data: ScoreData, trained: pd.DataFrame) -> pd.DataFrame:
     """Return the gains of these cells, and a row without one for each cell and benchmark that has none."""
     known = tables.primary_rows(data.gains)
     known = known[known["cell"].isin(trained["cell"])]

@@ -89,7 +89,8 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """Return the mean of ``tables.over_seeds`` over some of the coordinates, with the interval of ``mean_interval``.
 
     It is of the epoch that most values of ``axes`` have, the last of such; only what at least two of them have is
-    there. ``members`` counts them; ``n`` is missing where theirs differ.
+    there. ``members`` counts them, and ``asked_members`` those beside them that have a row without a gain; ``n`` is
+    missing where theirs differ.
 
     Args:
         axes: ``model``, or ``data`` with ``size``.
@@ -97,17 +98,23 @@ def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     names = [name for name in CONDITION if name not in axes]
     without_epoch = [name for name in names if name != "epoch"]
     rows = []
-    for runs in grouped(to_rows(means[means["gain"].notna()]), *without_epoch, "column").values():
-        members = max(grouped(runs, "epoch").values(), key=lambda of_epoch: (len(of_epoch), int(of_epoch[0]["epoch"])))
+    for runs in grouped(to_rows(means), *without_epoch, "column").values():
+        asked = max(grouped(runs, "epoch").values(), key=lambda of_epoch: (len(_known(of_epoch)), of_epoch[0]["epoch"]))
+        members = _known(asked)
         if len(members) < 2:
             continue
         first = members[0]
         mean = {name: pd.Series([float(row[name]) for row in members]).mean() for name in ("value", "improvement")}
-        counts = {name: sum(int(row[name]) for row in members) for name in ("seeds", "asked_seeds")}
+        counts = {name: sum(int(row[name]) for row in asked) for name in ("seeds", "asked_seeds")}
+        counts |= {"members": len(members), "asked_members": len(asked)}
         kept = {name: first[name] for name in (*names, "column", "metric", "filter", "benchmark")}
         sizes = {pd.NA if pd.isna(row["n"]) else int(row["n"]) for row in members}
         kept["n"] = sizes.pop() if len(sizes) == 1 else pd.NA
         kept["early"] = any(row["early"] for row in members)
-        told = {**mean_gain(members, f"{len(members)} {_PLURALS[axes[0]]}"), "why": pd.NA, "members": len(members)}
+        told = {**mean_gain(members, f"{len(members)} {_PLURALS[axes[0]]}"), "why": pd.NA}
         rows.append({**kept, **mean, **counts, **told})
-    return pd.DataFrame(rows, columns=[*means.columns, "members"])
+    return pd.DataFrame(rows, columns=[*means.columns, "members", "asked_members"])
+
+
+def _known(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if not pd.isna(row["gain"])]
