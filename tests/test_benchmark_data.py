@@ -76,6 +76,28 @@ def test_data_that_was_edited_at_the_same_time_moves_the_id_and_is_read(
     assert after[:-1] == before[:-1] and after[-1] != before[-1]
 
 
+CODE = {
+    "map": 'def one(doc):\n    return {"text": WORD + doc["text"]}\n\ndef docs(data):\n    return data.map(one)\n',
+    "closure": "def one(text):\n    return WORD + text\n\ndef docs(data):\n"
+    '    return data.map(lambda doc: {"text": one(doc["text"])})\n',
+    "filter": "def one(doc):\n    return len(WORD) == 5 or len(doc['text']) % 2 == 0\n\ndef docs(data):\n"
+    "    return data.filter(one)\n",
+}
+
+
+@pytest.mark.parametrize("kind", CODE)
+def test_code_that_makes_documents_is_run_again_once_it_was_edited(tmp_path: Path, kind: str) -> None:
+    task = write_tasks(tmp_path)["tiny_bpb"]
+    task.write_text(task.read_text() + "process_docs: !function utils.docs\n")
+    made = []
+    for time, word in enumerate(("first", "second", "first", "first")):
+        code = f"WORD = {word!r}\n\n" + CODE[kind]
+        (tmp_path / "utils.py").write_text(code + "# another comment\n" * (time == 3))
+        os.utime(tmp_path / "utils.py", (time, time))  # by which lm-eval knows in a process that it is another
+        made.append(texts(task, tmp_path))
+    assert made[0] == made[2] == made[3] != made[1]
+
+
 @pytest.mark.parametrize(
     "named",
     [

@@ -5,13 +5,16 @@ Each stays at the commit that a sweep's ``lock.json`` has. The library takes sec
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
+from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.rows import Record
 from massive_sft.models.hub import gated, pinned_folder, unknown
 from massive_sft.planning.lock import DataCommits
@@ -76,6 +79,24 @@ def environment_kept() -> Iterator[None]:
     name = "stack_multiprocessing_download_progress_bars"
     with mock.patch.object(download_manager, name, nullcontext, create=True):  # of other versions perhaps not there
         yield
+
+
+def know_functions_by_their_files() -> None:
+    """Have ``datasets`` run ``map`` and ``filter`` again where the file of their function is another.
+
+    It keeps what they made under a hash of the function's pickle, which of a function of a module is its name alone.
+    """
+    from datasets.utils._dill import Pickler
+
+    save = Pickler.dispatch[FunctionType]
+
+    def save_with_its_file(pickler: Any, function: FunctionType) -> None:
+        with suppress(OSError):  # no file holds it
+            pickler.save(hash_file(Path(function.__code__.co_filename)))
+            pickler.write(pickle.POP)  # it is no part of what is loaded
+        save(pickler, function)
+
+    Pickler.dispatch[FunctionType] = save_with_its_file
 
 
 @contextmanager

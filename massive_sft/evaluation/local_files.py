@@ -1,4 +1,4 @@
-"""Local data files as ``datasets`` knows them: by time of modification alone, which ``cp -p`` and ``tar`` keep."""
+"""Local files as ``datasets`` knows them: data by its time of modification, which ``cp -p`` keeps; code by names."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from massive_sft.data.hub_data import know_functions_by_their_files
 
 
 class _TrackedFiles(LocalFileSystem):
@@ -18,6 +20,10 @@ class _TrackedFiles(LocalFileSystem):
 
 
 def track_changes() -> None:
-    """Have ``datasets`` read a local file again that was replaced by one of equal time: its cache asks fsspec."""
+    """Have ``datasets`` read a local file again that was replaced by one of equal time: its cache asks fsspec.
+
+    And have it run code again that was edited.
+    """
     fsspec.register_implementation("file", _TrackedFiles, clobber=True)
     fsspec.register_implementation("local", _TrackedFiles, clobber=True)
+    know_functions_by_their_files()
