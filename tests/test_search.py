@@ -25,12 +25,13 @@ from massive_sft.running.search_work import with_first_decisions
 from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.coordinates import Coordinate
 from massive_sft.search.decider import Decider
+from massive_sft.search.deciding import next_ask
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.importance import importances
 from massive_sft.search.outcomes import Outcome
 from massive_sft.search.plan import Planned, make_whole_plan, plan_searches
 from massive_sft.search.proposing import Tried, propose, rebuilt
-from massive_sft.search.rules import Decision
+from massive_sft.search.rules import Decision, Given
 from massive_sft.search.space import Axis
 from massive_sft.search.standing import Standing
 from massive_sft.search.untried import untried
@@ -662,3 +663,31 @@ def test_base_model_that_was_given_up_counts_once_a_later_run_scored_it(tmp_path
     ]
     assert told == [[], [], ["given_up"], [], [], [], ["complete"], []]
     decider.release()
+
+
+def test_sampler_is_told_of_lower_rungs_what_is_pending_or_had_no_room(tmp_path: Path) -> None:
+    one = planned(tmp_path, RUNGS | {"sampler": "gp", "space": {"lr": {"log": [1e-6, 1e-2]}}, "trials": 60})
+    axis = one.rules.space.axes[0]
+    log: list[dict[str, Any]] = []
+    outcomes: dict[int, Outcome] = {}
+
+    def add(kind: str, value: float, rung: int, **more: Any) -> None:
+        entry = {"n": len(log), "kind": kind, "group": 0, "choice": {"lr": value}, "model": "m", "rung": rung}
+        log.append(entry | {"cell": f"{len(log)}"} | more)
+
+    for index in range(9):
+        outcomes[len(log)] = Outcome("complete", {"quiz": 10.0 - abs(index - 3), "prose": 1.0})
+        add("ask", axis.at(index / 9), 0)
+    for index in range(9):
+        outcomes[len(log)] = Outcome("complete", {"quiz": 12.0 - abs(index - 3), "prose": 1.0})
+        add("promote", axis.at(index / 9), 1, trial=index)
+    for index in range(9):  # nothing is promoted further
+        outcomes[len(log)] = Outcome("diverged")
+        add("promote", axis.at(index / 9), 2, trial=index)
+    proposed = []
+    for _ in range(4):  # and none has an outcome yet
+        found = next_ask(one.rules, log, Given(outcomes, {}))
+        assert found is not None and (found["kind"], found["sampler"], found["try"]) == ("ask", "gp", 0)
+        proposed.append(found["choice"]["lr"])
+        add("ask", proposed[-1], 0)
+    assert len(set(proposed)) == 4, "no two proposals of what is pending"

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from massive_sft.search.objectives import count_objectives, limit_names, objective_values, violations, worse_than_all
-from massive_sft.search.promoting import next_promotion, ranked
+from massive_sft.search.promoting import next_promotion, ranked, trial_of
 from massive_sft.search.proposing import Tried, propose, versions
-from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, why_of
+from massive_sft.search.rules import Decision, Given, Rules, asks_of, number, trained_of, why_of
 from massive_sft.search.space import Choice, Space
 
 LAST = -1  # the rung of a search without rungs: its last snapshot
@@ -66,14 +66,25 @@ def next_ask(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str, A
 
 
 def _told(rules: Rules, log: Sequence[Decision], own: Sequence[Decision], given: Given) -> Sequence[Decision]:
-    """Return the decisions whose outcomes a sampler is told: of one rung, the highest that has enough of them."""
+    """Return the decisions whose outcomes a sampler is told: of one rung, the highest that has enough of them.
+
+    Besides those of lower rungs that are pending, had no room or diverged: there it is not to go again.
+    """
     if rules.space.search.rungs is None or not own:
         return own
+    group = own[0]["group"]
+    trained = [one for one in trained_of(log) if one["group"] == group]
     for rung in range(len(rules.space.search.rungs.at) - 1, 0, -1):
-        if len(ranked(rules, log, given, rung, own[0]["group"])) >= ENOUGH:
-            group = own[0]["group"]
-            return [one for one in log if "cell" in one and (one["rung"], one["group"]) == (rung, group)]
+        if len(ranked(rules, log, given, rung, group)) >= ENOUGH:
+            last = {trial_of(one): one for one in trained}
+            ended = [one for one in last.values() if one["rung"] < rung and not _is_complete(given, one)]
+            return sorted([*(one for one in trained if one["rung"] == rung), *ended], key=lambda one: one["n"])
     return own
+
+
+def _is_complete(given: Given, entry: Decision) -> bool:
+    outcome = given.outcomes.get(entry["n"])
+    return outcome is not None and outcome.kind == "complete"
 
 
 def _proposal(rules: Rules, position: int, attempt: int, tried: Sequence[Tried], seed: int) -> tuple[Choice, str]:

@@ -20,6 +20,8 @@ from massive_sft.sweep.semantics import TRAIN_SEMANTICS
 
 SEARCH_SEMANTICS = 1
 """Of deciding: bumped when a fix changes what a search decides, so that a log of before is not gone on with."""
+RUNG_SEMANTICS = 2
+"""As ``SEARCH_SEMANTICS``, of searches with rungs alone."""
 
 
 def search_content(
@@ -51,7 +53,7 @@ def search_content(
             {"of": list(asked[name]), **{side: getattr(bound, side) for side in ("at_least", "at_most")}}
             for name, bound in search.constraints.items()
         ],
-        **({"rungs": {"keep": search.rungs.keep}} if search.rungs else {}),
+        **({"rungs": {"keep": search.rungs.keep, "semantics": RUNG_SEMANTICS}} if search.rungs else {}),
         "sampler": sampler,
         "start": start,
         **({"portfolio": search.start.portfolio} if search.start.portfolio else {}),
