@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from massive_sft.search.confirming import most_confirmations
 from massive_sft.search.coordinates import Coordinate
 from massive_sft.search.decider import Decider
 from massive_sft.search.deciding import next_ask
+from massive_sft.search.deciding_cells import judge_stop, next_cell
 from massive_sft.search.decision_log import DecisionLog
 from massive_sft.search.importance import importances
 from massive_sft.search.outcomes import Outcome
@@ -691,3 +693,31 @@ def test_sampler_is_told_of_lower_rungs_what_is_pending_or_had_no_room(tmp_path:
         proposed.append(found["choice"]["lr"])
         add("ask", proposed[-1], 0)
     assert len(set(proposed)) == 4, "no two proposals of what is pending"
+
+
+def asked_of_all(one: Planned, outcome_of: Callable[[int], Outcome]) -> tuple[list[dict[str, Any]], Given]:
+    """Return the decisions for all cells of a space, and what came of them."""
+    asks = [
+        {"n": n, "kind": "ask", "group": 0, "choice": choice, "cell": f"{n}", "model": "m"}
+        for n, choice in enumerate(one.space.choices())
+    ]
+    return asks, Given({n: outcome_of(n) for n in range(len(asks))}, {})
+
+
+def test_search_over_cells_does_not_go_on_for_one_that_was_given_up(tmp_path: Path) -> None:
+    search = OVER | {"objective": {"maximize": "quiz"}, "at_once": 2}
+    one = plan_searches(load_sweep(sweep_file(tmp_path, search=[search])))[0]
+    asks, given = asked_of_all(one, lambda n: Outcome("complete", {"quiz": 40.0 + 20 * (n % 2)}, {"quiz": 1.0}))
+    last = len(asks) - 1
+    given = Given({**given.outcomes, last: Outcome("given_up")}, {})
+    verdict = judge_stop(one.rules, asks, given)
+    assert verdict is not None and (verdict["kind"], verdict["why"]["probability"]) == ("stop", 1.0)
+
+
+def test_search_over_cells_bears_a_perplexity_that_is_all_but_infinite(tmp_path: Path) -> None:
+    search = OVER | {"objective": {"minimize": "prose"}, "at_once": 2}
+    one = plan_searches(load_sweep(sweep_file(tmp_path, search=[search])))[0]
+    asks, given = asked_of_all(one, lambda n: Outcome("complete", {"prose": 1e200 if n == 1 else 8.0 + n}))
+    found = next_cell(one.rules, asks[:-1], Given({n: given.outcomes[n] for n in range(len(asks) - 1)}, {}))
+    assert found is not None and found["choice"] == asks[-1]["choice"]
+    assert math.isfinite(found["why"]["gain"])

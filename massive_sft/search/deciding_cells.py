@@ -102,9 +102,9 @@ def judge_stop(rules: Rules, log: Sequence[Decision], given: Given) -> dict[str,
     from massive_sft.search.surrogate.stopping import judge
 
     seed = number(rules.id, len(log), "stop")
-    verdict = judge(
-        space.candidates, space.target, observed(rules, asks, given), seed, search.stop.regret, search.stop.probability
-    )
+    told, stop = observed(rules, asks, given), search.stop
+    given_up = {int(entry["choice"][CANDIDATE]) for entry in asks} - {one.candidate for one in told}
+    verdict = judge(space.candidates, space.target, told, seed, stop.regret, stop.probability, given_up)
     return {
         "kind": "stop" if verdict.stop else "go_on",
         "regret": search.stop.regret,

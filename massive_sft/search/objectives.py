@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from massive_sft.search.outcomes import Outcome, objective_names
 from massive_sft.sweep.schema import Mean, Search
 
+LARGEST = 1e100  # that a value counts as, of a perplexity that is all but infinite: squares of it are still numbers
 WORST_SD = 1.0  # standard deviations below the worst that a diverged training counts as
 
 
@@ -24,7 +25,7 @@ def objective_values(search: Search, complete: Sequence[Outcome]) -> list[tuple[
     written = objective.maximize or objective.minimize
     sign = 1.0 if objective.maximize is not None else -1.0
     names = objective_names(search)
-    columns = {name: [sign * one.values[name] for one in complete] for name in names}
+    columns = {name: [sign * max(-LARGEST, min(LARGEST, one.values[name])) for one in complete] for name in names}
     if isinstance(written, Mean):
         if written.scale == "z":
             columns = {name: _standardized(column) for name, column in columns.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from massive_sft.core.wording import counted
-from massive_sft.search.cells import CellSpace
+from massive_sft.search.cells import CANDIDATE, CellSpace
 from massive_sft.search.coordinates import coordinates
 from massive_sft.search.decider import points_of, trials_of
 from massive_sft.search.deciding_cells import observed
@@ -70,8 +70,7 @@ def _promising(one: Standing, space: CellSpace) -> Iterator[str]:
     from massive_sft.search.surrogate.asking import propose
 
     told = observed(one.planned.rules, one.asks, Given(one.outcomes, one.bases))
-    tried = {outcome.candidate for outcome in told}
-    left = set(range(space.size)) - tried
+    left = set(range(space.size)) - {int(entry["choice"][CANDIDATE]) for entry in one.asks}
     for proposal in propose(space.candidates, space.target, told, 0, left, SHOWN):
         if proposal.objective is None:
             return

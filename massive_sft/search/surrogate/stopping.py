@@ -7,7 +7,7 @@ the mean over the answers is what is judged. Only what was observed can be an in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -24,7 +24,13 @@ MAX_JOINT = 512  # candidates drawn together; those that could be best by three 
 
 @one_thread
 def judge(
-    space: Space, target: Target, outcomes: Sequence[Outcome], seed: int, regret: float, probability: float
+    space: Space,
+    target: Target,
+    outcomes: Sequence[Outcome],
+    seed: int,
+    regret: float,
+    probability: float,
+    given_up: Collection[int] = (),
 ) -> Verdict:
     """Judge how good the answers are.
 
@@ -32,6 +38,7 @@ def judge(
         seed: of the draws.
         regret: the mean regret over the answers that is good enough, relative: 0.05 is 5 %.
         probability: how sure that must be.
+        given_up: candidates without an outcome that are not tried any more.
 
     Raises InvalidInput for a regret or a probability out of (0, 1), or outcomes that do not fit.
     """
@@ -41,7 +48,7 @@ def judge(
     if not all(0 < value < 1 for value in limits.values()):
         raise InvalidInput([problem for problem in problems if not 0 < problem.value < 1])
     features, answers = Features.of(space), Answers.of(space, target)
-    tried = {outcome.candidate for outcome in outcomes if outcome.status != "pending"}
+    tried = {outcome.candidate for outcome in outcomes if outcome.status != "pending"}.union(given_up)
     untried = np.array([index for index in range(len(space.candidates)) if index not in tried], dtype=np.intp)
     standings: list[Standing] = []
     regrets = []
