@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from sample_records import plan_of, sweep_file
 from small_sweep import small_sweep
 
+import massive_sft as ms
 from massive_sft.cli.app import main
 from massive_sft.cli.import_table import write_ledger
 from massive_sft.core.errors import InvalidInput, LedgerError
@@ -336,6 +337,8 @@ def test_imported_table_is_a_study_like_any_other(
     code, told = call("report", table, "--out", tmp_path / "report")
     assert code == 0
     page = (tmp_path / "report" / "report.html").read_text()
+    assert "There are no intervals" in page and "interval is below it" not in page and "excludes 0" not in page
+    assert "independent" not in page and ms.load(table).gains["gain_interval"].isna().all()
     assert "These numbers were imported, not measured here" in page
     heads = re.findall(r"<th .*?</th>", page, re.DOTALL)
     assert heads

@@ -88,14 +88,20 @@ def heatmap_section(data: ScoreData) -> Section:
     epochs = sorted({int(epoch) for epoch in means["epoch"]})
     shown = f"epoch {epochs[0]}" if len(epochs) == 1 else "each training run's last epoch, of all seeds that have it"
     arrow = f" ({metrics.LOWER_NOTE})" if any(metrics.LOWER in column.note for column in table.columns) else ""
+    has_intervals = bool(means["gain_low"].notna().any())
+    interval = "; the 95 % interval is below it" if has_intervals else ""
+    bold = " Bold: the interval excludes 0." if has_intervals else ""
     notes = [
-        f"Gain at {shown}: score minus the same model's base score under the same protocol; the 95 % "
-        f"interval is below it. Blue is better than the base, orange worse, whichever way the metric points{arrow}; "
-        "the strength is the share of the column's largest gain. Bold: the interval excludes 0. Hatched: missing.",
-        f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "
-        "excludes 0 by chance alone.",
-        *early_notes(means),
+        f"Gain at {shown}: score minus the same model's base score under the same protocol{interval}. Blue is better "
+        f"than the base, orange worse, whichever way the metric points{arrow}; the strength is the share of the "
+        f"column's largest gain.{bold} Hatched: missing."
     ]
+    if has_intervals:
+        notes.append(
+            f"{count_comparisons(table)} comparisons, not corrected for their number: about one in twenty intervals "
+            "excludes 0 by chance alone."
+        )
+    notes += early_notes(means)
     return Section("gains", "Gains", notes, [TableBlock(table)])
 
 
@@ -135,14 +141,15 @@ def scores_section(data: ScoreData) -> Section:
     rank = {column: index for index, column in enumerate(data.columns)}
     every = every[SHOWN].sort_values("column", key=lambda columns: columns.map(rank), kind="stable")
     rows = [_score_row(row) for row in to_rows(every)]
-    notes = [
+    intervals = (
         "Every benchmark's score with its 95 % interval from the per-sample values (Wilson for proportions, delta "
         "method for bits per byte), n questions, and its gain. The gain's interval is of the differences on the same "
         "questions where every question's value is in the ledger (how: paired); elsewhere it "
-        "combines both scores' intervals as if they were independent and is rather too wide. Fractions "
-        "are in percent. All metrics of every task are in scores.parquet, one row a cell in table.csv.",
-        *early_notes(every),
-    ]
+        "combines both scores' intervals as if they were independent and is rather too wide."
+    )
+    told = intervals if every["low"].notna().any() else "Every benchmark's score and its gain."
+    tail = " Fractions are in percent. All metrics of every task are in scores.parquet, one row a cell in table.csv."
+    notes = [told + tail, *early_notes(every)]
     return Section("scores", "Scores", notes, [TableBlock(of_texts("scores", "Scores", columns, rows))])
 
 

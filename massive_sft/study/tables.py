@@ -133,7 +133,8 @@ def gains(scores: pd.DataFrame) -> pd.DataFrame:
       Donner 2008): it stays honest where all answers are wrong and the standard error is 0.
     - ``improvement``: the gain with the sign turned where lower is better; missing where the direction is not known.
     - ``why``: why there is no gain.
-    - ``gain_interval``: ``independent``; ``paired_gains.with_paired_intervals`` makes ``paired`` ones.
+    - ``gain_interval``: ``independent``, missing where there is no interval; ``paired_gains.with_paired_intervals``
+      makes ``paired`` ones.
     """
     is_base = scores["method"] == BASE
     names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
@@ -181,14 +182,15 @@ def mean_interval(values: Sequence[float], lows: Sequence[float], highs: Sequenc
 def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
     """Add what ``gains`` tells of ``value`` (``low``, ``high``, ``stderr``) over ``base``, but for ``why``."""
     gain = frame["value"] - frame["base"]
+    low = gain - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"])
     sign = frame["higher_is_better"].map({True: 1.0, False: -1.0}).astype("float64")
     return frame.assign(
         gain=gain,
         gain_stderr=np.hypot(frame["stderr"], frame["base_stderr"]),
-        gain_low=gain - np.hypot(frame["value"] - frame["low"], frame["base_high"] - frame["base"]),
+        gain_low=low,
         gain_high=gain + np.hypot(frame["high"] - frame["value"], frame["base"] - frame["base_low"]),
         improvement=gain * sign,
-        gain_interval=pd.Series("independent", index=frame.index, dtype="string").mask(gain.isna()),
+        gain_interval=pd.Series("independent", index=frame.index, dtype="string").mask(low.isna()),
     )
 
 
