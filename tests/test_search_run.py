@@ -36,6 +36,7 @@ from massive_sft.running.trial import make_record_writer
 from massive_sft.scheduling.trials import LaneFailed
 from massive_sft.search.cells import CellSpace
 from massive_sft.search.decider import Decider
+from massive_sft.search.outcomes import taken_s
 from massive_sft.search.plan import make_whole_plan, plan_searches
 from massive_sft.search.replay import replay
 from massive_sft.search.rules import trained_of
@@ -92,6 +93,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[Ru
 def test_search_runs_to_its_end_and_promotes(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
     plan, happened = undisturbed
     found = standing(plan)
+    assert found.is_over, "nothing can be promoted any more"
     assert [entry["kind"] for entry in found.entries].count("ask") == 3
     promoted = [entry for entry in found.entries if entry["kind"] == "promote"]
     assert len(promoted) == 1
@@ -462,3 +464,21 @@ def test_run_that_loses_the_right_to_decide_goes_on_with_what_is_decided(tmp_pat
     decided = with_first_decisions(plan)
     taker.join()
     assert 0 < len(decided.runs) < 40
+
+
+def test_search_whose_budget_is_used_up_has_no_trials_left_though_it_confirms(tmp_path: Path) -> None:
+    nothing = {"evaluation": {"base": False, "tasks": []}, "measures": ["perplexity"], "blocks": []}
+    search = {key: value for key, value in RUNGS.items() if key != "rungs"} | {"trials": 20, "horizon": 1}
+    search |= {"budget": {"gpu_hours": 1e-9}, "confirm": {"top": 1, "seeds": [1]}}
+    plan = with_first_decisions(make_whole_plan(load_sweep(small_sweep(tmp_path, search=[search], **nothing))))
+    run(plan, most=1)
+    found = standing(plan)
+    assert (found.is_over, found.left, found.confirmations_left) == (False, 0, 1)
+    assert trials_left(plan) == ["at most 0 more trials and 1 that confirm the best of search s, a training each"]
+
+
+def test_budget_counts_each_gpu_of_a_scorer(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    record = next(undisturbed[0].open_ledger().records())
+    alone, several = taken_s(record, 0), taken_s(record, 4)
+    assert (several[0], several[1]) == (alone[0], 4 * alone[1])
+    assert alone[1] > 0

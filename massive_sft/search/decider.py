@@ -154,8 +154,10 @@ class Decider:
         """Whether everything was asked that is to be, but for what confirms the best."""
         if self.budget_h is not None and self.spent_h(self.trained) >= self.budget_h:
             return True
-        has_all = self.rules.space.search.rungs is None and len(self.asks) >= trials_of(self.rules.space)
-        return self.is_exhausted or self.is_stopped or has_all
+        if self.is_exhausted or self.is_stopped or len(self.asks) < trials_of(self.rules.space):
+            return self.is_exhausted or self.is_stopped
+        # With rungs something may be promoted yet, which is seen as it is decided.
+        return self.rules.space.search.rungs is None or (self._next() is None and self.is_exhausted)
 
     @property
     def is_stopped(self) -> bool:

@@ -179,12 +179,17 @@ def _headline(scores: BenchmarkScores) -> tuple[float, float] | None:
     return mean, math.sqrt(math.fsum(error**2 for _, error in found)) / len(found)
 
 
-def taken_s(record: Record) -> tuple[float, float]:
-    """Return the seconds that a cell's training and its scoring took, times the GPUs where there were any."""
+def taken_s(record: Record, scoring_gpus: int) -> tuple[float, float]:
+    """Return the seconds that a cell's training and its scoring took, times the GPUs where there were any.
+
+    Args:
+        scoring_gpus: that score a cell, which its record does not tell; 0 without.
+    """
     layout = record.training.get("layout")
     gpus = layout.get("gpus") if isinstance(layout, dict) else 0
     trained, scored = record.training.get("seconds"), record.cost.get("seconds")
     parts = scored.values() if isinstance(scored, dict) else ()
     scored_s = [value for value in parts if isinstance(value, int | float)]
     many = gpus if isinstance(gpus, int) and gpus else 1
-    return many * float(trained) if isinstance(trained, int | float) else 0.0, float(sum(scored_s))
+    trained_s = many * float(trained) if isinstance(trained, int | float) else 0.0
+    return trained_s, max(1, scoring_gpus) * float(sum(scored_s))

@@ -14,6 +14,7 @@ from massive_sft.search.objectives import names_against_base
 from massive_sft.search.outcomes import Outcome, Reader, taken_s
 from massive_sft.search.plan import Planned
 from massive_sft.search.rules import FAILED_BEFORE, WAS_THERE, Decision
+from massive_sft.sweep.resources import scoring_resources
 
 # How the error of a record begins whose training had no room: ours or torch's, of a lane after the name of its own.
 _OUT_OF_MEMORY = re.compile(r"(LaneFailed: )?OutOfMemory(Error)?: ")
@@ -85,9 +86,12 @@ class Recorded:
     def spent_h(self, entries: Sequence[Decision]) -> float:
         """Return the hours that decisions have taken: of GPUs, or of this machine where none is used."""
         training, scoring = dict[str, float](), 0.0
+        gpus = scoring_resources(self.planned.space.sweep.file.resources).gpus
         for scored in (self.planned.scored(entry)[0] for entry in entries if WAS_THERE not in entry):
             record = None if scored.cell in self._taken_s else self.ledger.read_record(scored.cell)
-            trained_s, scored_s = self._taken_s.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record)
+            trained_s, scored_s = (
+                self._taken_s.get(scored.cell, (0.0, 0.0)) if record is None else taken_s(record, gpus)
+            )
             if record is not None and record.status not in (Status.FAILED, Status.PARTIAL):
                 self._taken_s[scored.cell] = trained_s, scored_s
             run = str(scored.trajectory)

@@ -47,6 +47,7 @@ class Standing:
         bases: of base models, by ``Decision["model"]``.
         waits_for: numbers of the decisions whose outcomes the next one needs and that have none.
         stale: numbers of those whose outcome later ones were given and that have it no longer.
+        asks_no_more: whether everything was asked that is to be, but for what confirms the best.
     """
 
     planned: Planned
@@ -56,6 +57,7 @@ class Standing:
     waits_for: Sequence[int]
     is_over: bool
     stale: Sequence[int] = ()
+    asks_no_more: bool = False
 
     @cached_property
     def asks(self) -> list[Decision]:
@@ -77,7 +79,7 @@ class Standing:
     @property
     def left(self) -> int:
         """How many trials are still to be decided, at most."""
-        return 0 if self.is_over else max(0, trials_of(self.planned.space) - len(self.asks))
+        return 0 if self.is_over or self.asks_no_more else max(0, trials_of(self.planned.space) - len(self.asks))
 
     @property
     def is_open(self) -> bool:
@@ -210,7 +212,8 @@ def find_standings(sweep: Sweep, ledger: Ledger) -> list[Standing]:
         first = {entry["model"]: entry for entry in reversed(decider.asks)}
         bases = {model: decider.base_of(entry) for model, entry in first.items()}
         known = {model: outcome for model, outcome in bases.items() if outcome is not None}
-        found.append(Standing(planned, decider.entries, outcomes, known, needed, decider.is_over, stale))
+        ends = decider.is_over, stale, decider.asks_no_more
+        found.append(Standing(planned, decider.entries, outcomes, known, needed, *ends))
     return found
 
 

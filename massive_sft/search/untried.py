@@ -35,7 +35,7 @@ def untried(one: Standing) -> Iterator[str]:
 def _why(one: Standing) -> str:
     """Return why nothing more is tried."""
     search = one.planned.search
-    if any(entry["kind"] == "stop" for entry in one.entries) and one.is_over:
+    if any(entry["kind"] == "stop" for entry in one.entries) and not one.left:
         return "by the rule to stop, what is left is not worth it"
     if one.left and not one.is_over:
         return "the search is not over"
