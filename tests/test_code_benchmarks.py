@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from evaluation_world import own_datasets_cache, write_rows
+from lm_eval.tasks.cruxeval import utils as cruxeval
+from lm_eval.tasks.longproc import metrics as longproc
 
 from massive_sft.evaluation import build, tasks, wrapping
-from massive_sft.evaluation.aggregate import aggregate
+from massive_sft.evaluation.aggregate import aggregate, table_of
 from massive_sft.evaluation.code_eval import CodeEval
+from massive_sft.evaluation.own_executors import runs_text
 from massive_sft.evaluation.requests import Generation, Request, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, answer_requests
 from massive_sft.evaluation.task_errors import TaskUnavailable
@@ -134,3 +138,52 @@ def test_task_that_holds_code_eval_needs_no_word_of_its_own_to_be_refused(holder
         with pytest.raises(TaskUnavailable, match=r"own executes generated code; set evaluation\.allow_code_execution"):
             load(schema.Task(path=str(tmp_path / file)))
     assert set(load(schema.Task(path=str(tmp_path / "both.yaml")), "rlimits").tasks) == {"own"}
+
+
+EXECUTORS = {
+    "says so": ("def score(doc, results):\n    return {'passes': 0}\n", "unsafe_code: true\n"),
+    "eval": ("def score(doc, results):\n    return {'passes': sum([eval(results[0])])}\n", ""),
+    "exec in a helper": (
+        "import functools\n\ndef run(text):\n    exec(text)\n\nclosed = functools.partial(run)\n\n"
+        "def score(doc, results):\n    return {'passes': [closed(text) for text in results]}\n",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+def test_task_that_runs_code_by_itself_is_refused_until_no_walls_are_asked_for(kind: str, tmp_path: Path) -> None:
+    code, says = EXECUTORS[kind]
+    write_rows(tmp_path / "own.jsonl", [{"q": "write f", "test": ""}])
+    (tmp_path / "rules.py").write_text(code)
+    config = MEMBER | {"task": "own", "dataset_kwargs": {"data_files": {"test": str(tmp_path / "own.jsonl")}}}
+    config["metric_list"] = [{"metric": "passes", "aggregation": "mean", "higher_is_better": True}]
+    says += "process_results: !function rules.score\n"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config) + says)
+    task = schema.Task(path=str(tmp_path / "own.yaml"))
+    with pytest.raises(TaskUnavailable, match=r"own executes generated code; set evaluation\.allow_code_execution"):
+        load(task)
+    for walls in ("strongest", "rlimits"):
+        with pytest.raises(
+            TaskUnavailable, match=r"by itself, as you, which nothing walls in; evaluation\.sandbox: none"
+        ):
+            load(task, walls)
+    prepared = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", "none")
+    assert table_of(prepared.benchmarks[0], {}, {}, "none")["provenance"]["sandbox"] == "none"
+
+
+def test_code_of_a_task_that_only_names_such_things_runs_none(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "/somewhere/rules"}
+    code = "def eval(text):\n    return text\n\ndef own(text):\n    return eval(text), text.exec()\n"
+    exec(code, names)
+    assert not runs_text(names["own"]) and not runs_text(re.sub) and not runs_text(len) and not runs_text("eval")
+
+
+def test_tasks_of_lm_eval_that_call_eval_or_exec_are_known() -> None:
+    """Where a newer lm-eval has others, look at whether they are found."""
+    folder = Path(longproc.__file__).parents[1]
+    calling = re.compile(r"(?<![\w.])(eval|exec)\(")
+    found = {str(file.relative_to(folder)) for file in folder.rglob("*.py") if calling.search(file.read_text())}
+    assert found == {"longproc/metrics.py", "cruxeval/utils.py"}
+    assert runs_text(longproc.process_results_countdown) and runs_text(cruxeval.pass_at_k)
+    assert not runs_text(longproc.process_results_tom_tracking)

@@ -285,7 +285,7 @@ def test_benchmark_that_cannot_be_built_is_missing_with_a_reason_and_the_rest_go
 
 def test_benchmark_that_executes_code_is_built_where_that_is_allowed(tmp_path: Path) -> None:
     task = schema.Task(path=str(edited(write_tasks(tmp_path)["tiny_gen"], unsafe_code=True)))
-    allowed = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", "rlimits")
+    allowed = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", "none")
     assert len(allowed.benchmarks) == 1
     refused = build.prepare((task,), schema.Fewshot(), wrapping.NONE, tmp_path / "requests", None)
     assert list(refused.missing) == ["edited-tiny_gen-0shot"]

@@ -18,7 +18,7 @@ from massive_sft.evaluation.build import BenchmarkRequests
 from massive_sft.evaluation.gold import question_of
 from massive_sft.evaluation.intervals import Interval
 from massive_sft.evaluation.opencompass import METRIC as OPENCOMPASS
-from massive_sft.evaluation.opencompass import runs_programs
+from massive_sft.evaluation.opencompass import runs_programs, runs_without_walls
 from massive_sft.evaluation.requests import Generation, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.sample_values import SAMPLES, is_number, leaf_values, sample_rows
@@ -149,7 +149,10 @@ def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None
 
 def _walls(tasks: Iterable[Task]) -> dict[str, str]:
     """Return behind which walls generated code ran, where some did."""
-    return {"sandbox": choose("rlimits")} if any(map(runs_programs, tasks)) else {}
+    running = [task for task in tasks if runs_programs(task)]
+    if any(map(runs_without_walls, running)):
+        return {"sandbox": "none"}
+    return {"sandbox": choose("rlimits")} if running else {}
 
 
 def entry_of(task: Task, key: str, by_doc: Mapping[Any, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from unittest import mock
 import evaluate
 from lm_eval.api.task import Task
 
+from massive_sft.evaluation.own_executors import runs_text
 from massive_sft.evaluation.task_errors import TaskUnavailable
 from massive_sft.sandbox.pass_at_k import pass_at_k
 from massive_sft.sandbox.run import Choice, NoWall, choose, run_all
@@ -63,8 +64,18 @@ class CodeEval:
 
 
 def executes_code(task: Task) -> bool:
-    """Return whether scoring a leaf task runs what a model wrote: it says so, or its functions have this metric."""
-    return bool(getattr(task, "UNSAFE_CODE", False)) or any(map(_holds_it, _functions(task)))
+    """Return whether scoring a leaf task runs what a model wrote: it says so, its functions do, or have this metric."""
+    return bool(getattr(task, "UNSAFE_CODE", False)) or has_code_eval(task) or runs_by_itself(task)
+
+
+def has_code_eval(task: Task) -> bool:
+    """Return whether a leaf task's functions have this metric."""
+    return any(map(_holds_it, _functions(task)))
+
+
+def runs_by_itself(task: Task) -> bool:
+    """Return whether a leaf task's functions run a text as a program, in this process."""
+    return any(map(runs_text, _functions(task)))
 
 
 def _functions(task: Task) -> Iterator[Any]:
@@ -84,21 +95,25 @@ def _is_it(value: Any) -> bool:
     return isinstance(value.__self__ if inspect.ismethod(value) else value, CodeEval)
 
 
-def require_walls(name: str, sandbox: Choice | None) -> None:
+def require_walls(name: str, sandbox: Choice | None, by_itself: bool = False) -> None:
     """Return where what a model wrote may run.
 
     Args:
         sandbox: what it must be walled in by at least; None where it may not run.
+        by_itself: the task's own code runs it, which nothing walls in.
 
     Raises:
-        TaskUnavailable: it may not run, or this machine has no such walls.
+        TaskUnavailable: it may not run, or not without walls, or this machine has no such walls.
     """
     if sandbox is None:
         raise TaskUnavailable(f"{name} executes generated code; set evaluation.allow_code_execution to allow it")
+    if by_itself and sandbox != "none":
+        rule = "executes generated code by itself, as you, which nothing walls in"
+        raise TaskUnavailable(f"{name} {rule}; evaluation.sandbox: none allows it")
     try:
         choose(sandbox)
     except NoWall as error:
-        weaker = "" if sandbox == "rlimits" else "; evaluation.sandbox: rlimits takes weaker walls"
+        weaker = "" if sandbox != "strongest" else "; evaluation.sandbox: rlimits takes weaker walls"
         raise TaskUnavailable(f"{name} executes generated code: {error}{weaker}") from error
 
 

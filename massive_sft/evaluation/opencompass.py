@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.task import Task
 from lm_eval.tasks.hendrycks_math.utils import is_equiv
 
-from massive_sft.evaluation.code_eval import executes_code
+from massive_sft.evaluation.code_eval import executes_code, has_code_eval, runs_by_itself
 from massive_sft.evaluation.opencompass_letters import bleu_accuracy, first_capital, first_option
 from massive_sft.evaluation.task_errors import as_task_unavailable
 from massive_sft.sandbox.run import choose, run_all
@@ -62,6 +62,12 @@ def opencompass_values(task: Task, docs: Mapping[int, Any], answers: Mapping[int
 def runs_programs(task: Task) -> bool:
     """Return whether scoring a leaf task runs what a model wrote: by lm-eval, or by a rule for its answers."""
     return executes_code(task) or _rule_name(task) in PROGRAMS
+
+
+def runs_without_walls(task: Task) -> bool:
+    """Return whether scoring a leaf task runs what a model wrote by code of its own, which nothing walls in."""
+    others_do = has_code_eval(task) or _rule_name(task) in PROGRAMS
+    return runs_by_itself(task) or (executes_code(task) and not others_do)
 
 
 def _rule_name(task: Task) -> str:

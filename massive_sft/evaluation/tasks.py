@@ -31,7 +31,7 @@ from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.hub_data import at_commits
 from massive_sft.evaluation import local_files, metrics
 from massive_sft.evaluation.code_eval import in_place_of_the_hub_s, require_walls
-from massive_sft.evaluation.opencompass import runs_programs
+from massive_sft.evaluation.opencompass import runs_programs, runs_without_walls
 from massive_sft.evaluation.task_errors import TaskUnavailable, as_task_unavailable, did_you_mean, quieten_libraries
 from massive_sft.evaluation.task_index import shipped_tasks
 from massive_sft.evaluation.task_keys import CLOSEST, keys_problem
@@ -181,7 +181,7 @@ def _load(task: schema.Task, sandbox: Choice | None, commits: DataCommits) -> Lo
         if getattr(built, "MULTIMODAL", False):
             raise TaskUnavailable(f"{leaf} needs images or sound")
         if runs_programs(built):
-            require_walls(leaf, sandbox)
+            require_walls(leaf, sandbox, by_itself=runs_without_walls(built))
         if wrong := list(metrics.reasons(built)):
             raise TaskUnavailable(f"{f'{task.path}: ' if task.path else ''}{leaf}: {'; '.join(wrong)}")
     defaults = {leaf: _defaults(built) for leaf, built in leaves.items()}

@@ -20,7 +20,7 @@ from typing import Literal
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.sandbox.walls import STRONG, Wall, command, readable
 
-Choice = Literal["strongest", "rlimits"]
+Choice = Literal["strongest", "rlimits", "none"]
 Ending = Literal["passed", "failed", "timed out", "killed"]
 _VERDICT_BYTES = 1024
 
@@ -148,7 +148,7 @@ def _lack(wall: Wall) -> str:
 
 
 def choose(choice: Choice) -> Wall:
-    """Return the strongest wall that this machine allows; ``rlimits`` only where it was chosen.
+    """Return the strongest wall that this machine allows; ``rlimits`` only where less than the strongest was chosen.
 
     Raises:
         NoWall: there is none as strong as it must be; with the reason for each.

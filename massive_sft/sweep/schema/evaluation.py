@@ -96,14 +96,15 @@ class Evaluation(StrictModel):
     """Whether benchmarks may run code that a model wrote (``unsafe_code`` in the task file, ``code_eval``,
     OpenCompass's rules ``mbpp`` and ``humaneval``). It runs on the machine that scores, behind the walls that
     ``sandbox`` asks for."""
-    sandbox: Literal["strongest", "rlimits"] = "strongest"
+    sandbox: Literal["strongest", "rlimits", "none"] = "strongest"
     """What walls such code in. ``strongest``: bubblewrap, or namespaces of the kernel; refused where a machine has
-    neither. ``rlimits``: where it has neither, limits on time, memory and files are enough."""
+    neither. ``rlimits``: where it has neither, limits on time, memory and files are enough. ``none``: as ``rlimits``,
+    and tasks that run such code by themselves (cruxeval, longproc_countdown) may do so, as you, with no walls."""
     judging: Judging | None = None
     """Benchmarks whose answers another model judges."""
 
     @property
-    def code_sandbox(self) -> Literal["strongest", "rlimits"] | None:
+    def code_sandbox(self) -> Literal["strongest", "rlimits", "none"] | None:
         """What walls generated code in; None where none may run."""
         return self.sandbox if self.allow_code_execution else None
 
