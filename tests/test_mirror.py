@@ -385,11 +385,14 @@ def test_runs_of_an_earlier_version_are_written_anew_under_the_names_of_this_one
 
 def test_names_that_mlflow_refuses_are_cleaned_and_stay_apart(ledger):
     tasks = {name: {"acc,none": score(0.5)} for name in ("a(b", "a[b", "x/../y", "日本")}
-    cell = write(ledger, scores={"p": benchmark(0.5) | {"tasks": tasks}})
-    mirror(ledger, {cell: coordinates(2)})
-    keys = [key for key in child_of(ledger, cell).data.metrics if key.startswith("mmlu")]
-    assert len(keys) == 4
-    assert "mmlu/parts/x_.._y.acc" in keys
+    two = {name: tasks[name] for name in ("a[b", "日本")}
+    cell = write(ledger, 1, epoch=2, scores={"p": benchmark(0.5) | {"tasks": tasks}})
+    fewer = write(ledger, 2, epoch=1, scores={"p": benchmark(0.5) | {"tasks": two}})
+    mirror(ledger, {cell: coordinates(2), fewer: coordinates(1)})
+    keys, same = ({key for key in child_of(ledger, one).data.metrics if key[:4] == "mmlu"} for one in (cell, fewer))
+    assert len(keys) == 4 and len(same) == 2 and same < keys, "a name is of the benchmark alone"
+    assert "mmlu/parts/日本.acc" in same
+    assert any(key.startswith("mmlu/parts/x_.._y.acc-") for key in keys)
 
 
 def test_one_benchmark_under_two_protocols_shows_both(ledger):

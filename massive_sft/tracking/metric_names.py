@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -68,15 +67,21 @@ def main_paths(record: Record, templates: Mapping[str, str]) -> Iterator[MetricP
 
 
 def metric_names(paths: Iterable[MetricPath]) -> dict[MetricPath, str]:
-    """Return names that MLflow takes; where two would become one, each gets a hash of its own."""
-    names = {path: "/".join(map(clean_name, path)) for path in paths}
-    taken = Counter(names.values())
-    return {p: name if taken[name] == 1 else f"{name}-{digest(json.dumps(p))[:6]}" for p, name in names.items()}
+    """Return names that MLflow takes, each by its path alone: the same in every run, whatever else one has."""
+    return {path: "/".join(map(_distinct_name, path)) for path in paths}
+
+
+def _distinct_name(name: str) -> str:
+    """Return one part of a metric's name as MLflow takes it, with a hash of it where that is another."""
+    kept = clean_name(name)
+    return kept if kept == name else f"{kept}-{digest(name)[:6]}"
 
 
 def clean_name(name: str) -> str:
-    """Return one part of a metric's or parameter's name with only what MLflow allows, on any system."""
-    kept = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
+    """Return one part of a metric's or parameter's name with only what MLflow allows on any system: letters and digits
+    of any script, spaces and ``_.-``.
+    """
+    kept = re.sub(r"[^\w.\- ]", "_", name)
     return re.sub(r"^\.{1,2}$|^$", "_", kept)
 
 
