@@ -304,10 +304,10 @@ def test_names_in_the_score_table_leave_out_what_all_cells_share() -> None:
     one |= {"horizon": 3, "epoch": 1, "seed": 0, "variant": ""}
     base = one | {"data": "none", "method": "none", "size": None, "epoch": 0, "seed": None}
     assert short_names([base, one, one | {"epoch": 2}]) == ["m (base)", "m d s epoch 1", "m d s epoch 2"]
-    other = one | {"size": None, "schedule": "constant", "horizon": None, "seed": 1, "variant": "lr=1e-05"}
+    other = one | {"size": None, "schedule": "constant", "horizon": None, "seed": 1, "variant": "lora.rank=8,lr=1e-05"}
     assert short_names([one, other]) == [
         "m d[100] s cosine/3 seed 0 epoch 1",
-        "m d[all] s constant seed 1 lr=1e-05 epoch 1",
+        "m d[all] s constant seed 1 lora.rank=8, lr=1e-05 epoch 1",
     ]
 
 

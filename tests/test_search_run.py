@@ -171,6 +171,7 @@ def test_report_shows_each_decision_and_the_best_so_far(
     assert "promoted to rung 2: place 1 of" in page
     assert all(entry["cell"] in page for entry in found.trained)
     assert "regret in perplexity" in page
+    assert "s: how much each axis matters is not told from fewer than 8 complete trials." in page
     assert "what search s found" in page
     assert "s: its ranges hold more values than were tried: trials: 3 is used up." in page
     assert "s: 2 trials ended at epoch 1: not among the better 50% there; 2 of them are parked, 0 dropped." in page

@@ -641,6 +641,12 @@ def test_report_is_written_beside_the_sweep_or_where_asked(sweep: Path, tmp_path
     assert (tmp_path / "here" / "table.csv").is_file()
 
 
+def test_sweep_file_that_is_not_there_is_told_so(full: str, tmp_path: Path) -> None:
+    for verb in ("show", "logs"):
+        code, text = call(verb, full, "--sweep", tmp_path / "nope.yaml")
+        assert (code, "nope.yaml: there is no such file" in text) == (2, True), text
+
+
 def test_place_that_cannot_be_written_is_told_in_a_sentence(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     below = tmp_path / "file" / "below"

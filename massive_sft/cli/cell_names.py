@@ -32,6 +32,7 @@ def short_conditions(cells: Sequence[Mapping[str, Any]]) -> list[str]:
         if len(schedules) > 1:
             parts.append(cell["schedule"] + ("" if cell["horizon"] is None else f"/{cell['horizon']}"))
         parts += [] if len(seeds) == 1 else [f"seed {cell['seed']}"]
-        return " ".join([*parts, *filter(None, [cell["variant"]]), f"epoch {cell['epoch']}"])
+        variant = cell["variant"].replace(",", ", ")  # where a narrow column may break it
+        return " ".join([*parts, *filter(None, [variant]), f"epoch {cell['epoch']}"])
 
     return [name(cell) for cell in cells]

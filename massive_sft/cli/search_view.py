@@ -195,7 +195,7 @@ def find_search(name: str, sweep: Path | None, overlays: Sequence[Path] | None) 
 
     Raises InvalidInput where there are searches, and the name is neither one's nor what an id could begin with.
     """
-    plans = [load_plan(sweep, overlays)] if sweep is not None and sweep.is_file() else list(plans_here(sweep))
+    plans = [load_plan(sweep, overlays)] if sweep is not None and not sweep.is_dir() else list(plans_here(sweep))
     found = {search.name: plan for plan in reversed(plans) for search in plan.sweep.file.search}
     if name in found:
         standings = find_standings(found[name].sweep, Ledger(found[name].storage))

@@ -10,7 +10,7 @@ from massive_sft.report.html_table import Column, Table, without
 from massive_sft.report.search_charts import KEYS, choice_text, differing, labels_of, panels, teams
 from massive_sft.report.section import FigureBlock, Section, TableBlock
 from massive_sft.search.decider import points_of
-from massive_sft.search.importance import importances
+from massive_sft.search.importance import LEAST, importances
 from massive_sft.search.standing import Standing, find_standings
 from massive_sft.search.untried import untried
 from massive_sft.search.view import entry_text, outcome_text, reason_of, stale_text
@@ -46,6 +46,10 @@ def _notes(one: Standing) -> Iterator[str]:
         if entry["kind"] == "stop":
             yield f"{search.name}: decision {entry['n']}: {entry_text(entry)}."
     yield from (f"{search.name}: {sentence}." for sentence in untried(one))
+    few = [name for name, entries in teams(one) if len(one.values_of(entries)) < LEAST]
+    if few:
+        of = f" of {', '.join(few)}" if any(few) else ""
+        yield f"{search.name}: how much each axis matters is not told from fewer than {LEAST} complete trials{of}."
     if one.stale:
         yield f"{search.name}: {stale_text(one.stale)}."
 
