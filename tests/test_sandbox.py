@@ -7,7 +7,9 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import BoundedSemaphore
 
 import pytest
 
@@ -186,6 +188,14 @@ def _read(path: Path) -> bytes:
 def test_outcomes_come_in_order() -> None:
     outcomes = run_all([f"assert {number} % 2" for number in range(6)], choose("rlimits"))
     assert [outcome.passed for outcome in outcomes] == [False, True] * 3
+
+
+def test_threads_that_have_programs_to_run_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_room", BoundedSemaphore(1))
+    wall, began = choose("rlimits"), time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        outcomes = list(pool.map(lambda _: run_all(["import time; time.sleep(1)"], wall), range(6)))
+    assert all(outcome.passed for (outcome,) in outcomes) and time.monotonic() - began >= 6
 
 
 def test_machine_without_strong_walls_is_refused_unless_weak_ones_were_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

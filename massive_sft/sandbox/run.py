@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
+from threading import BoundedSemaphore
 from typing import Literal
 
 from massive_sft.core.errors import MassiveSFTError
@@ -23,6 +24,8 @@ from massive_sft.sandbox.walls import STRONG, Wall, command, readable
 Choice = Literal["strongest", "rlimits", "none"]
 Ending = Literal["passed", "failed", "timed out", "killed"]
 _VERDICT_BYTES = 1024
+_CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_room = BoundedSemaphore(_CPUS)  # of this process: several threads may have programs to run
 
 
 class NoWall(MassiveSFTError):
@@ -132,9 +135,14 @@ def _outcome(verdict: bytes, ended: bool, code: int, token: str) -> Outcome:
 
 
 def run_all(programs: Iterable[str], wall: Wall, limits: Limits | None = None) -> list[Outcome]:
-    """Run programs, as many at once as there are CPUs; their outcomes in order. Raises NoWall."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(lambda program: run(program, wall, limits), programs))
+    """Run programs, as many at once as there are CPUs, whoever asks; their outcomes in order. Raises NoWall."""
+
+    def in_turn(program: str) -> Outcome:
+        with _room:
+            return run(program, wall, limits)
+
+    with ThreadPoolExecutor(_CPUS) as pool:
+        return list(pool.map(in_turn, programs))
 
 
 @cache
