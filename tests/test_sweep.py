@@ -250,6 +250,19 @@ def test_problems_of_all_sections_are_reported_at_once(raw: dict[str, Any]) -> N
         assert f"sweeps/x.yaml: {place}: " in found
 
 
+def test_names_in_a_block_are_looked_up_beside_its_other_mistakes(raw: dict[str, Any]) -> None:
+    put(raw, "blocks|2|epochs", [1, 2])
+    put(raw, "blocks|2|model", ["Qwen2.5-8B", 7])
+    put(raw, "blocks|2|setting", "fully")
+    found = "\n".join(problems(raw))
+    for told in (
+        "]: unknown key, got 'epochs'",
+        "].model: unknown model, got 'Qwen2.5-8B'",
+        "].setting: unknown setting",
+    ):
+        assert f"sweeps/x.yaml: blocks[2{told}" in found
+
+
 def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> None:
     put(raw, "datasets|lima|format", "mesages")
     put(raw, "models|my-base|hub", "a/b")

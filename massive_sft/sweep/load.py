@@ -217,6 +217,8 @@ class _NameChecks:
         self.variants = tuple(
             self._block(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
         )
+        for index in sorted(int(place[1]) for place in broken if place[0] == "blocks" and len(place) > 1):
+            self._broken_block(index, raw["blocks"][index])
         self.excludes = tuple(
             self._excludes(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
         )
@@ -298,6 +300,13 @@ class _NameChecks:
         return tuple(
             self.settings.variants(block.setting, block.override, lambda loc: self.where((*at, "override", *loc)))
         )
+
+    def _broken_block(self, index: int, block: Any) -> None:
+        """Look up what a block names that has another mistake, as far as it is text."""
+        for what in ("model", "mixture", "setting"):
+            names = block.get(what) if isinstance(block, Mapping) else None
+            texts = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
+            self._known(what, texts, ("blocks", index, what))
 
     def _excludes(self, index: int, block: Block) -> tuple[Exclude, ...]:
         excludes = []
