@@ -343,6 +343,7 @@ def test_model_card_tells_base_data_setting_scores_and_cell(sweep: Path, lora: s
     assert head["library_name"] == "peft"
     for part in (lora, r"ll\[/red\]ama\|\*", "tiny-llama", "facts.jsonl", "setting.lora.rank | 4", "PeftModel.from_pretrained", "git.commit"):  # fmt: skip
         assert part in text
+    assert 'tiny-llama", dtype="float32")\n' in text, "as it was trained, whatever the base's own precision"
     assert "| facts\\_gen-0shot | facts\\_gen | exact\\_match % | 0" in text
 
 
