@@ -366,6 +366,13 @@ def test_key_that_lm_eval_would_stumble_over_is_named(tmp_path: Path, content: d
     assert problem.place == "evaluation.tasks[0].path" and problem.rule.startswith(reason)
 
 
+def test_column_of_choices_that_is_none_is_named(tmp_path: Path) -> None:
+    path = edited(write_tasks(tmp_path)["tiny_mc"], doc_to_choice="choicez")
+    rule = r"tiny_mc cannot be loaded: doc_to_choice is neither a column of its data .*, got 'choicez'"
+    with pytest.raises(TaskUnavailable, match=rule):
+        ask(path, 0)
+
+
 @pytest.mark.parametrize(("name", "executes"), [("humaneval", True), ("mbpp", True), ("gsm8k", False)])
 def test_shipped_task_is_missing_when_it_executes_code_or_has_no_data(name: str, executes: bool) -> None:
     with pytest.raises(TaskUnavailable, match="executes generated code" if executes else "cannot be loaded"):

@@ -305,6 +305,17 @@ def test_bits_per_byte_are_missing_where_they_were_of_other_bytes_than_said() ->
     assert cells["bits_per_byte_all"].notna().tolist() == [False, False, True, False]
 
 
+def test_much_that_is_cut_or_left_out_is_a_finding_and_a_warning() -> None:
+    cut, left_out, whole = (
+        pair(name, 0.5, counts={"total": {"samples": 18, "dropped": dropped, "truncated": truncated}})
+        for name, dropped, truncated in (("1", 2, 5), ("2", 4, 0), ("3", 2, 2))
+    )
+    assert find_warnings(cut) == ["5 of 20 samples lost text to the maximum length"]
+    assert find_warnings(left_out) == ["4 of 22 samples were left out, being longer than the maximum length"]
+    assert find_warnings(whole) == []
+    assert {finding.kind for finding in all_findings([cut, left_out])} >= {"truncated", "dropped"}
+
+
 def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
     floor = {"rounding_floor": 1.6e-3, "changed": 12, "weights": 3000}
     small, large = ({"layer_change": {"relative": change, **floor}} for change in (8.8e-10, 0.01))

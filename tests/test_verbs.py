@@ -345,6 +345,7 @@ def test_model_card_tells_base_data_setting_scores_and_cell(sweep: Path, lora: s
         assert part in text
     assert 'tiny-llama", dtype="float32")\n' in text, "as it was trained, whatever the base's own precision"
     assert "| facts\\_gen-0shot | facts\\_gen | exact\\_match % | 0" in text
+    assert "\nScored in fp32 by engine `plain`, template: training.\n" in text
 
 
 def test_example_of_the_model_card_asks_with_the_prompt_of_the_training(

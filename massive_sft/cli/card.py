@@ -71,6 +71,7 @@ def render_card(
         counts=dict(record.counts.get("total") or {}) if record else {},  # type: ignore[arg-type]
         scores=_scores(match),
         early=_early(match),
+        protocol=match.sweep.sweep.file.evaluation.protocol if match.sweep else None,
         missing=dict(record.missing) if record else {},
         training=dict(record.training) if record else {},
         losses=find_losses(match.ledger, record) if record else {},

@@ -225,7 +225,7 @@ def _load_file(path: Path) -> Any:
     if isinstance(config.get("dataset_path"), str):
         config["dataset_path"] = _expanded(config["dataset_path"], path)
     if "data_files" not in kwargs:
-        return TaskManager(include_defaults=False).load([config])
+        return _built(config, path)
     files = _beside(path.parent, kwargs["data_files"])
     config["dataset_kwargs"] = {**kwargs, "data_files": files}
     listed = list(dict.fromkeys(_listed(files)))
@@ -238,7 +238,18 @@ def _load_file(path: Path) -> Any:
             places = ", ".join(os.path.normpath(path.parent / file) for file in absent)
             raise TaskUnavailable(f"{path.stem} cannot be loaded: there is no file {places}")
         _require_splits(config, files, path)
+        return _built(config, path)
+
+
+def _built(config: dict[str, Any], path: Path) -> Any:
+    try:
         return TaskManager(include_defaults=False).load([config])
+    except ValueError as error:  # ast.literal_eval's, of what lm-eval takes a name for that is no column's
+        choices = config.get("doc_to_choice")
+        if not isinstance(choices, str) or "malformed node or string" not in str(error):
+            raise
+        rule = "is neither a column of its data nor a template that gives a list"
+        raise TaskUnavailable(f"{path.stem} cannot be loaded: doc_to_choice {rule}, got {choices!r}") from error
 
 
 def _require_splits(config: Mapping[str, Any], files: Any, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from massive_sft.ledger.record import Record
 
 ROUNDING_FLOORS = 2.0
@@ -13,16 +15,30 @@ MUCH_TRUNCATED = 0.1
 
 def find_warnings(record: Record) -> list[str]:
     """Return what to warn of, each a sentence."""
+    return [*_truncated(record), *_rounded_away(record)]
+
+
+def _truncated(record: Record) -> Iterator[str]:
+    total = record.counts.get("total")
+    numbers = total if isinstance(total, dict) else {}
+    found = (numbers.get(name) for name in ("samples", "dropped", "truncated"))
+    samples, dropped, truncated = (count if isinstance(count, int) else 0 for count in found)
+    for count, what in ((truncated, "lost text to"), (dropped, "were left out, being longer than")):
+        if count > MUCH_TRUNCATED * (samples + dropped):
+            yield f"{count:,} of {samples + dropped:,} samples {what} the maximum length"
+
+
+def _rounded_away(record: Record) -> Iterator[str]:
     change = record.measures.get("layer_change")
     if not isinstance(change, dict):
-        return []
+        return
     relative, floor = change.get("relative"), change.get("rounding_floor")
     if not isinstance(relative, float) or not isinstance(floor, float) or not relative < ROUNDING_FLOORS * floor:
-        return []
+        return
     text = (
         f"layer change {relative:.2g} lies below {ROUNDING_FLOORS:g} x {floor:.2g}, which rounding to bf16 alone makes"
     )
     changed, weights = change.get("changed"), change.get("weights")
     if isinstance(changed, int) and isinstance(weights, int):
         text += f"; {changed:,} of {weights:,} weights changed"
-    return [f"{text}: the training may be too small for the precision that its weights are stored in"]
+    yield f"{text}: the training may be too small for the precision that its weights are stored in"

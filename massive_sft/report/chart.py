@@ -13,7 +13,7 @@ FILLS = 3  # of dots and of the spots on lines: each ten names beyond the first 
 DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 8, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 10, 8, 36
 _MANY = 60  # dots beyond which a series is one path with one tooltip
 
 
