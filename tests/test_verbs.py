@@ -345,6 +345,7 @@ def test_model_card_tells_base_data_setting_scores_and_cell(sweep: Path, lora: s
         assert part in text
     assert 'tiny-llama", dtype="float32")\n' in text, "as it was trained, whatever the base's own precision"
     assert "| facts\\_gen-0shot | facts\\_gen | exact\\_match % | 0" in text
+    assert "A chat template is not in\nthis folder" in text
     assert "\nScored in fp32 by engine `plain`, template: training.\n" in text
 
 
@@ -670,11 +671,13 @@ def artifacts_of_sweep(store: Path) -> list[str]:
 
 def test_mirror_fills_the_store_that_ui_shows(sweep: Path, copied: Callable[..., Path]) -> None:
     overlay = copied()
+    root = plan_of(sweep, overlay).root
+    shutil.rmtree(root / "sweeps" / "small" / "report", ignore_errors=True)  # which another test may have written
     code, text = call("ui", sweep, "--overlay", overlay)
     assert (code, "has nothing to show yet" in text) == (2, True)
     code, text = call("mirror", sweep, "--overlay", overlay)
     assert (code, "5 cells" in text) == (0, True)
-    store = plan_of(sweep, overlay).root / "mlflow.db"
+    store = root / "mlflow.db"
     assert artifacts_of_sweep(store) == ["sweep.yaml"]
     assert call("report", sweep, "--overlay", overlay)[0] == 0
     assert call("mirror", sweep, "--overlay", overlay)[0] == 0

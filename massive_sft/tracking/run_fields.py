@@ -15,6 +15,7 @@ from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.study.text_sets import shown_name
 from massive_sft.sweep.cell import Coordinates
 from massive_sft.sweep.content import flattened
+from massive_sft.sweep.semantics import text_set
 from massive_sft.tracking.metric_names import (
     clean_name,
     finite_numbers,
@@ -236,7 +237,8 @@ def _measures(record: Record) -> dict[str, Any]:
     change = measures.get("layer_change")
     if isinstance(change, Mapping):
         measures["layer_change"] = {key: value for key, value in change.items() if key != "relative_by_layer"}
-    shown = {shown_name(name, measures): numbers for name, numbers in measures.items()}
+    # A colon is in no metric's name on every system.
+    shown = {shown_name(name, measures).replace(text_set(""), "texts_", 1): found for name, found in measures.items()}
     return {**shown, "training": {"summary": training}}
 
 
