@@ -66,7 +66,7 @@ class Campaign:
     struck: list[dict[str, Any]] = field(default_factory=list)
     rounds: int = 0
     seconds: float = 0.0
-    silence_s: float = 120.0
+    silence_s: float = 300.0
     before: frozenset[int] = frozenset()
 
     @classmethod
@@ -266,7 +266,7 @@ def main() -> int:
     parser.add_argument("--scene", choices=SCENES, default="one-lane", help="which cluster, and which faults")
     parser.add_argument("--times", type=int, default=0, help="each fault in each phase so often; 0: one of each kind")
     parser.add_argument("--s3", choices=("snapshots", "root"), default="", help="what lies in an object store")
-    parser.add_argument("--silence", type=float, default=120.0, help="seconds that mean a hang; more on a busy machine")
+    parser.add_argument("--silence", type=float, default=300.0, help="seconds that mean a hang; more on a busy machine")
     parser.add_argument("--folder", type=Path, help="for a campaign that can be interrupted; else a temporary one")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="massive-sft-chaos-"))
