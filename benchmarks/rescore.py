@@ -29,6 +29,7 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.models.snapshots import load_for_scoring
 from massive_sft.models.tokenizer import load_tokenizer
 from massive_sft.planning import selection
+from massive_sft.planning.lock import data_commits
 from massive_sft.planning.plan import CellPlan, Plan, make_plan
 from massive_sft.running.outcome import open_snapshot
 from massive_sft.running.scoring import prepare_benchmark
@@ -54,7 +55,9 @@ def asked_of(cell: CellPlan, plan: Plan, ledger: Ledger, tokenizer: Any) -> Iter
         if item.template is None or item.task is None:
             continue
         wrapping = choose_wrapping(evaluation.protocol, item.template, tokenizer)
-        for made in prepare_benchmark(item, evaluation, wrapping, ledger).benchmarks:
+        for made in prepare_benchmark(
+            item, evaluation, wrapping, ledger, data_commits(ledger.sweep(plan.sweep.file.name))
+        ).benchmarks:
             for leaf in made.requests.leaves:
                 asked = [one for one in read_requests(made.requests, leaf) if not isinstance(one, Generation)]
                 if asked:
