@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -52,3 +54,14 @@ def small_config(family: str, vocabulary: int, **changes: Any) -> PreTrainedConf
     """Return a family's small configuration; ``changes`` go over its own values."""
     kind, values = _FAMILIES[family]
     return kind(**{**values, "vocab_size": vocabulary, **changes})
+
+
+def with_varied_picks(config: PreTrainedConfig) -> Any:
+    """Return a random model of weights so large that its picks vary with what it reads."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0.0, 0.3)
+    return model

@@ -6,11 +6,10 @@ from typing import Any
 
 import evaluation_world as world
 import pytest
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from small_models import SIZES, small_config
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from small_models import SIZES, small_config, with_varied_picks
+from transformers import CONFIG_MAPPING
 
 from massive_sft.evaluation import recomputed, slots
 from massive_sft.evaluation.encoding import RequestEncoder
@@ -45,16 +44,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "minimax": {"layer_types": ["linear_attention", "full_attention"], "head_dim": 16, "block_size": 16}
     | {"num_local_experts": 2, "num_experts_per_tok": 1},
 }
-
-
-def with_varied_picks(config: Any) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0.0, 0.3)
-    return model
 
 
 def asked(stops: list[str]) -> list[Generation]:

@@ -13,8 +13,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from real_tokenizers import NAMED, real_tokenizer
-from small_models import small_config
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from small_models import small_config, with_varied_picks
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from massive_sft.core.errors import Unsupported
 from massive_sft.evaluation import slots
@@ -35,14 +35,8 @@ UNTIL = ("e", "\n\n", "ab")
 
 def family(name: str, vocabulary: int = 267) -> Any:
     """A random model of a family whose picks vary."""
-    torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": 400}
-    model = AutoModelForCausalLM.from_config(small_config(name, vocabulary, initializer_range=0.3, **ends)).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0.0, 0.3)
-    return model
+    return with_varied_picks(small_config(name, vocabulary, initializer_range=0.3, **ends))
 
 
 def writes_letters() -> Any:

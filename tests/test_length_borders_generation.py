@@ -10,9 +10,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from peft import LoraConfig, get_peft_model
-from small_models import small_config
+from small_models import small_config, with_varied_picks
 from test_generate import asked
-from transformers import AutoModelForCausalLM
 
 from massive_sft.evaluation.encoding import RequestEncoder
 from massive_sft.evaluation.generate import Generator
@@ -31,17 +30,10 @@ LAYOUTS = {"below": BELOW, "crossing": CROSSING, "above": ABOVE, "mixed": [*ABOV
 
 def model_of(family: str, rope: dict[str, Any] = LONGROPE, **changes: Any) -> Any:
     """A random model with such positions, of weights so large that its picks hang on them."""
-    torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "max_position_embeddings": CONTEXT}
     if family == "phi3":  # its own field goes before that of the rope
         changes["original_max_position_embeddings"] = BORDER
-    config = small_config(family, 267, rope_parameters={"rope_theta": 1e4, **rope}, **ends, **changes)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0.0, 0.3)
-    return model
+    return with_varied_picks(small_config(family, 267, rope_parameters={"rope_theta": 1e4, **rope}, **ends, **changes))
 
 
 def adapted() -> Any:

@@ -17,8 +17,8 @@ RAYS_OWN = "_ray_internal"  # begins the namespace of its dashboard's job
 
 def usable_nodes() -> tuple[Node, ...]:
     """Return the nodes on which something may be started: those that are about to go are none."""
-    fit, _ = live_nodes()
-    return tuple(_node(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["NodeID"] in fit)
+    nodes, _ = live_nodes()
+    return nodes
 
 
 def _node(name: str, resources: dict[str, float]) -> Node:
@@ -48,8 +48,8 @@ def starting_actors(node: str) -> list[bytes]:
     return [actor.actor_id for actor in actors if actor.label_selector.get(NODE) == node]
 
 
-def live_nodes() -> tuple[list[str], list[str]]:
-    """Return the ids of the nodes that could hold workers, and of those that are about to go.
+def live_nodes() -> tuple[tuple[Node, ...], list[str]]:
+    """Return the nodes that could hold workers, and the ids of those that are about to go.
 
     A node is about to go once its provider has said so (a spot instance's notice, a scale-down): Ray calls it draining.
     ``ray.train.get_preemption_info`` says the same, but to every worker at the price of a barrier and of a process for
@@ -57,5 +57,6 @@ def live_nodes() -> tuple[list[str], list[str]]:
     """
     state: Any = ray._private.state.state  # what Ray's own watcher asks
     draining = set(state.get_draining_nodes())
-    alive = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return [node for node in alive if node not in draining], sorted(draining)
+    alive = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
+    usable = (_node(node["NodeID"], node["Resources"]) for node in alive if node["NodeID"] not in draining)
+    return tuple(usable), sorted(draining)

@@ -13,7 +13,7 @@ from massive_sft.scheduling.allocation import Allocator
 from massive_sft.scheduling.cluster_state import Cells, Decision, Orders, Situation
 from massive_sft.scheduling.demand import Demand
 from massive_sft.scheduling.lanes import Lanes
-from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
+from massive_sft.scheduling.live_nodes import live_nodes
 from massive_sft.scheduling.nodes import Node, Room, Shape
 from massive_sft.scheduling.scorers import ScorerGroups
 
@@ -60,8 +60,8 @@ class Roles:
         """Return when nothing is left to train or to score and all have ended; after ``stop`` once no lane trains."""
         while True:
             pool, queue = self._states()
-            nodes, (fit, draining) = usable_nodes(), live_nodes()
-            empty, alive = Room(nodes), [*fit, *draining]
+            nodes, draining = live_nodes()
+            empty, alive = Room(nodes), [*(node.id for node in nodes), *draining]
             places = [node.id for node in nodes if empty.fits(self._demand.rules.scorer, node.id)]
             self._lanes.reap(pool, alive)
             self._groups.reap(queue, alive, places)

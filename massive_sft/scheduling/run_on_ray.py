@@ -47,7 +47,7 @@ from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes
 from massive_sft.scheduling.leaving import leave
-from massive_sft.scheduling.live_nodes import live_nodes, usable_nodes
+from massive_sft.scheduling.live_nodes import live_nodes
 from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
@@ -279,11 +279,9 @@ class _Run:
 
     def _states(self) -> tuple[State, State]:
         """Tell the pool of the nodes; return the pools' states. Raises ClusterLost when a pool is gone."""
-        calls = [
-            self.pool.look.remote(*live_nodes(), usable_nodes()),
-            self.pool.state.remote(),
-            self.queue.state.remote(),
-        ]
+        nodes, draining = live_nodes()
+        looks = self.pool.look.remote([node.id for node in nodes], draining, nodes)
+        calls = [looks, self.pool.state.remote(), self.queue.state.remote()]
         try:
             _, pool, queue = ray.get(calls, timeout=LIMITS.answer_s)
         except ActorDiedError as error:
