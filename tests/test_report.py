@@ -423,6 +423,24 @@ def test_chart_labels_of_small_ticks_leave_room_for_the_axis() -> None:
     assert "4e\N{MINUS SIGN}4" in page and "e\N{MINUS SIGN}0" not in page
 
 
+@pytest.mark.parametrize(
+    ("ends", "log", "expected"),
+    [
+        ((0.0004, 0.0016), False, ["0.0005", "0.001", "0.0015"]),
+        ((1e-4, 2e-4), False, ["1e−4", "1.5e−4", "2e−4"]),
+        ((0.0, 2e6), False, ["0", "5e5", "1e6", "1.5e6", "2e6"]),
+        ((0.0, 1.2e4), False, ["0", "5k", "10k"]),
+        ((1e-5, 0.1), True, ["1e−5", "1e−4", "1e−3", "1e−2", "1e−1"]),
+        ((10.0, 1e5), True, ["10", "100", "1k", "10k", "100k"]),
+    ],
+)
+def test_ticks_of_an_axis_are_exact_and_in_one_notation(
+    ends: tuple[float, float], log: bool, expected: list[str]
+) -> None:
+    panel = chart.Panel("t", "x", "y", [chart.Line("l", [(0.0, ends[0]), (1.0, ends[1])], 0)], log_y=log)
+    assert re.findall(r'class="end">([^<]*)<', panel.svg) == expected
+
+
 def test_chart_ticks_are_round_and_inside() -> None:
     for low, high in [(0.0, 1.0), (-0.3, 0.7), (12.0, 13.0), (1e-5, 2e-5), (5.0, 5.0)]:
         axis = chart.Axis.over([low, high], 0, 100, False)

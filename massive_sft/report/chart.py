@@ -143,11 +143,11 @@ def _draw(panel: Panel) -> Markup:
 
 def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
-    for tick in y.ticks(5):
+    for tick, label in _labels(y.ticks(5), panel.log_y):
         at = y(tick)
         yield Markup('<path class="grid" d="M{} {:.1f}H{}"/>').format(_LEFT, at, right)
-        yield Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 6, at + 3.5, _label(tick))
-    ticks = [(tick, _label(tick)) for tick in x.ticks(5, panel.whole_x)]
+        yield Markup('<text x="{}" y="{:.1f}" class="end">{}</text>').format(_LEFT - 6, at + 3.5, label)
+    ticks = _labels(x.ticks(5, panel.whole_x), panel.log_x)
     for tick, label in [(float(place), name) for place, name in enumerate(panel.places)] or ticks:
         at = x(tick)
         yield Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(at, bottom, bottom + 4)
@@ -163,14 +163,25 @@ def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
     )
 
 
-def _label(value: float) -> str:
-    size = abs(value)
-    if size >= 1e6 or 0 < size < 1e-3:
-        digits, power = f"{value:.0e}".split("e")
-        return f"{digits}e{int(power)}".replace("-", "\N{MINUS SIGN}")
-    if size >= 1e4:
-        return f"{value / 1e3:g}k".replace("-", "\N{MINUS SIGN}")
-    return f"{round(value, 10):g}".replace("-", "\N{MINUS SIGN}")
+def _labels(ticks: Sequence[float], log: bool) -> list[tuple[float, str]]:
+    """Return each tick with its text, all of an axis in one notation."""
+    sizes = [abs(tick) for tick in ticks if tick]
+    largest, decisive = max(sizes, default=0.0), (min if log else max)(sizes, default=1.0)
+    write = _power if largest >= 1e6 or decisive < 1e-3 else _thousands if largest >= 1e4 else _plain
+    return [(tick, write(tick).replace("-", "\N{MINUS SIGN}")) for tick in ticks]
+
+
+def _power(value: float) -> str:
+    digits, power = f"{value:.6e}".split("e")
+    return f"{float(digits):g}e{int(power)}" if value else "0"
+
+
+def _thousands(value: float) -> str:
+    return f"{value / 1e3:g}k" if abs(value) >= 1e3 else _plain(value)
+
+
+def _plain(value: float) -> str:
+    return f"{round(value, 10):g}"
 
 
 def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
