@@ -72,6 +72,24 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     }
 
 
+def test_names_and_axes_are_told_beside_a_key_that_is_misspelt(tmp_path: Path) -> None:
+    space = {"lr": {"log": [1e-3, 1e-5]}, "bacth": [1, 2], "lora.rank": [8, 16]}
+    wrong = without("trials", "objective", model="smal", mixture="on", space=space, trails=8)
+    assert {line.split(",")[0].split(";")[0] for line in problems(tmp_path, wrong)} == {
+        "search[0]: unknown key",
+        "search[0].objective: is required",
+        "search[0].model: unknown model",
+        "search[0].mixture: unknown mixture",
+        "search[0].space.lr.log: must end above its beginning",
+        "search[0].space: unknown axis",
+    }
+
+
+def test_axes_are_not_judged_by_what_is_wrong_itself(tmp_path: Path) -> None:
+    wrong = without(space={"lr": {"logg": [1e-3, 1e-5]}, "batch": [32]}), without(space={}, mixture={"wieghts": {}})
+    assert not [line for line in problems(tmp_path, *wrong) if "one point" in line or "must not be empty" in line]
+
+
 @pytest.mark.parametrize(
     ("search", "expected"),
     [

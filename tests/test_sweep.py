@@ -270,6 +270,18 @@ def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> No
     assert len(found) == 2, found
 
 
+def test_broken_entries_are_among_the_valid_names(raw: dict[str, Any]) -> None:
+    put(raw, "datasets|lima|format", "mesages")
+    put(raw, "mixtures|each-1k|samples", 0)
+    put(raw, "mixtures|chatty|weights", {"limma": 1.0})
+    put(raw, "mixtures|all|concat", "each1k")
+    put(raw, "blocks|0|mixture", "each_1k")
+    found = "\n".join(problems(raw))
+    assert "mixtures.chatty.weights: unknown dataset, got 'limma' (did you mean 'lima'?)" in found
+    assert "mixtures.all.concat: unknown mixture, got 'each1k' (did you mean 'each-1k'?)" in found
+    assert "blocks[0].mixture: unknown mixture, got 'each_1k' (did you mean 'each-1k'?)" in found
+
+
 def test_mistake_in_the_defaults_is_reported_once(raw: dict[str, Any]) -> None:
     put(raw, "settings|defaults|precision", "fp16")
     put(raw, "settings|defaults|max_lenght", 8)

@@ -17,6 +17,7 @@ from massive_sft.sweep.places import Overlay, place_in
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import SCHEDULES, Block, Search, Setting, SweepFile
 from massive_sft.sweep.search_checks import SearchChecks, inherit
+from massive_sft.sweep.set_aside import EMPTY_SECTIONS, broken_names, left, without
 from massive_sft.sweep.setting import Settings, Variant, written_in
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
@@ -131,7 +132,7 @@ def check_sweep(raw: Mapping[str, Any], path: Path, overlays: Sequence[Overlay] 
         problems += to_problems(error, SweepFile, to_place)
         broken = {item["loc"][:2] for item in independent_errors(error)}
         try:
-            file = SweepFile.model_validate(_without(raw, broken))
+            file = SweepFile.model_validate(without(raw, broken))
         except ValidationError:
             raise InvalidInput(problems) from None
     names = _NameChecks(file, raw, broken, to_place)
@@ -148,31 +149,6 @@ NAMED_IN = {
     "setting": ("settings",),
     "schedule": (),
 }
-# What the second look puts in place of broken sections that it cannot do without.
-PLACEHOLDERS: dict[str, Any] = {"schema": 1, "name": "unnamed", "storage": {"root": "."}}
-EMPTY_SECTIONS: dict[str, Any] = {"models": {}, "datasets": {}, "mixtures": {}, "settings": {}, "blocks": []}
-
-
-def _without(raw: Mapping[str, Any], places: set[Location]) -> dict[str, Any]:
-    """Return ``raw`` without the entries at ``places`` (section, key or index)."""
-    kept: dict[str, Any] = {}
-    for section, value in raw.items():
-        if (section,) in places:
-            continue
-        if isinstance(value, Mapping):
-            kept[section] = {key: item for key, item in value.items() if (section, key) not in places}
-        elif isinstance(value, (list, tuple)):
-            kept[section] = [item for index, item in enumerate(value) if (section, index) not in places]
-        else:
-            kept[section] = value
-    broken = {place[0] for place in places}
-    return EMPTY_SECTIONS | kept | {section: value for section, value in PLACEHOLDERS.items() if section in broken}
-
-
-def _left(section: str, raw: Mapping[str, Any], places: set[Location]) -> list[int]:
-    """Return the indices, as in the file, of a list's entries that are not at ``places``."""
-    count = 0 if (section,) in places else len(raw.get(section) or ())
-    return [index for index in range(count) if (section, index) not in places]
 
 
 def find_models(names: Iterable[str], file: SweepFile) -> list[str]:
@@ -196,15 +172,17 @@ class _NameChecks:
         self.file, self.raw, self.where = file, raw, where
         self.problems: list[Problem] = []
         self.broken_sections = {str(place[0]) for place in broken if len(place) == 1}
-        self.groups, problems = expand_mixtures(file.mixtures, file.datasets, where(("mixtures",)))
+        aside = broken_names(broken)
+        self.groups, problems = expand_mixtures(file.mixtures, file.datasets, where(("mixtures",)), aside)
         # An entry that breaks the schema has its own problem; what refers to it is not unknown as well.
-        self.suspect = {str(place[1]) for place in broken if len(place) > 1}
+        self.suspect = {name for names in aside.values() for name in names}
         if "datasets" not in self.broken_sections:
             self.problems += [item for item in problems if item.value not in self.suspect]
         if problems or self.suspect:
             self.suspect.update(self._written("datasets"))
         self.settings = Settings(file.settings, lambda location: where(("settings", *location)))
-        mixtures = [*file.mixtures.entries, *(item.name for group in self.groups.values() for item in group)]
+        mixtures = [*file.mixtures.entries, *aside.get("mixtures", ())]
+        mixtures += [item.name for group in self.groups.values() for item in group]
         self.valid = {
             "model": [*self._written("models"), *self._written("model_sets"), ALL_MODELS],
             "mixture": list(dict.fromkeys(mixtures)),
@@ -215,23 +193,24 @@ class _NameChecks:
         self._model_sets()
         self.is_small = self._count_cells()
         self.variants = tuple(
-            self._block(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
+            self._block(index, block) for index, block in zip(left("blocks", raw, broken), file.blocks, strict=True)
         )
-        for index in sorted(int(place[1]) for place in broken if place[0] == "blocks" and len(place) > 1):
-            self._broken_block(index, raw["blocks"][index])
+        for section in ("blocks", "search"):
+            for index in sorted(int(at) for at in aside.get(section, ())):
+                self._names_of_broken((section, index), raw[section][index])
         self.excludes = tuple(
-            self._excludes(index, block) for index, block in zip(_left("blocks", raw, broken), file.blocks, strict=True)
+            self._excludes(index, block) for index, block in zip(left("blocks", raw, broken), file.blocks, strict=True)
         )
         if "settings" not in self.broken_sections:
             self.problems += self.settings.problems
         self._names()
-        blocks = dict(zip(_left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
-        rules = dict(zip(_left("resources", raw, broken), file.resources, strict=True))
+        blocks = dict(zip(left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
+        rules = dict(zip(left("resources", raw, broken), file.resources, strict=True))
         self.problems += find_unused(file, self.settings.valid, blocks, rules, where)
         for index, rule in rules.items():
             for what in ("model", "mixture", "setting"):
                 self._known(what, getattr(rule.when, what) or (), ("resources", index, "when", what))
-        self._searches(dict(zip(_left("search", raw, broken), file.search, strict=True)))
+        self._searches(dict(zip(left("search", raw, broken), file.search, strict=True)))
 
     def _written(self, section: str) -> list[str]:
         """Names as written in the file, so that an entry with another mistake is not called unknown as well."""
@@ -301,12 +280,12 @@ class _NameChecks:
             self.settings.variants(block.setting, block.override, lambda loc: self.where((*at, "override", *loc)))
         )
 
-    def _broken_block(self, index: int, block: Any) -> None:
-        """Look up what a block names that has another mistake, as far as it is text."""
+    def _names_of_broken(self, at: Location, entry: Any) -> None:
+        """Look up what a block or a search names that has another mistake, as far as it is text."""
         for what in ("model", "mixture", "setting"):
-            names = block.get(what) if isinstance(block, Mapping) else None
+            names = entry.get(what) if isinstance(entry, Mapping) else None
             texts = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-            self._known(what, texts, ("blocks", index, what))
+            self._known(what, texts, (*at, what))
 
     def _excludes(self, index: int, block: Block) -> tuple[Exclude, ...]:
         excludes = []
@@ -337,13 +316,17 @@ class _NameChecks:
         self.problems += [Problem(self.where(("search",)), "a block has this name", name) for name in both]
 
     def _searches(self, searches: Mapping[int, Search]) -> None:
-        if self.broken_sections.intersection(EMPTY_SECTIONS):
+        if self.broken_sections.intersection((*EMPTY_SECTIONS, "search")):
             return  # its own problem says why names of it are unknown
         blocks = [str(block.get("name")) for block in self.raw.get("blocks") or () if isinstance(block, Mapping)]
         valid = {**self.valid, "block": blocks, "dataset": self._written("datasets")}
         checks = SearchChecks(valid, self.settings.valid, self._count_members)
-        for index, search in searches.items():
-            found = checks.problems(search, ("search", index), self.where)
+        for index, entry in enumerate(self.raw.get("search") or ()):
+            at: Location = ("search", index)
+            if index in searches:
+                found = checks.problems(searches[index], at, self.where)
+            else:
+                found = checks.problems_of_space(entry, at, self.where)
             self.problems += [item for item in found if item.value not in self.suspect]
 
     def _count_members(self, what: str, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Dataset, MixtureEntry, Mixtures
@@ -27,12 +27,15 @@ def largest_remainder(weights: Mapping[str, float], total: int) -> dict[str, int
     return counts
 
 
-def expand_mixtures(mixtures: Mixtures, datasets: Mapping[str, Dataset], place: str) -> tuple[Groups, list[Problem]]:
+def expand_mixtures(
+    mixtures: Mixtures, datasets: Mapping[str, Dataset], place: str, broken: Mapping[str, Sequence[str]] | None = None
+) -> tuple[Groups, list[Problem]]:
     """Return every entry's mixtures, by the entry's name, and what is wrong with the entries.
 
     ``each`` yields one mixture a dataset, named after it; ``leave_one_out`` one a part, named ``<entry>-<part>``.
+    ``broken`` has, by section, the names of entries with problems of their own, which are valid names all the same.
     """
-    expander = _Expander(mixtures.entries, datasets, mixtures.sample_seed, place)
+    expander = _Expander(mixtures.entries, datasets, mixtures.sample_seed, place, broken or {})
     for name in mixtures.entries:
         expander.group(name, ())
     expander.refuse_ambiguous_names()
@@ -47,8 +50,17 @@ def declared_at(mixture: Mixture, groups: Groups) -> str:
 
 
 class _Expander:
-    def __init__(self, entries: Mapping[str, MixtureEntry], datasets: Mapping[str, Dataset], seed: int, place: str):
+    def __init__(
+        self,
+        entries: Mapping[str, MixtureEntry],
+        datasets: Mapping[str, Dataset],
+        seed: int,
+        place: str,
+        broken: Mapping[str, Sequence[str]],
+    ):
         self.entries, self.datasets, self.seed, self.place = entries, datasets, seed, place
+        self.valid_datasets = [*datasets, *broken.get("datasets", ())]
+        self.valid_mixtures = [*entries, *broken.get("mixtures", ())]
         self.groups: Groups = {}
         self.problems: list[Problem] = []
 
@@ -73,7 +85,7 @@ class _Expander:
 
     def _part(self, dataset: str, count: int | None, entry: MixtureEntry, place: str) -> Part | None:
         if dataset not in self.datasets:
-            self.problems.append(Problem(place, "unknown dataset", dataset, list(self.datasets)))
+            self.problems.append(Problem(place, "unknown dataset", dataset, self.valid_datasets))
             return None
         limit = self.datasets[dataset].limit
         if count is not None and limit is not None and count > limit * entry.max_repeats:
@@ -100,7 +112,7 @@ class _Expander:
         for member in members:
             if member not in self.entries:
                 hint = f"is a dataset: {{each: [{member}]}} makes a mixture of it" if member in self.datasets else ""
-                self.problems.append(Problem(place, "unknown mixture", member, list(self.entries), hint))
+                self.problems.append(Problem(place, "unknown mixture", member, self.valid_mixtures, hint))
                 continue
             group = self.group(member, above)
             if not group:
@@ -115,7 +127,7 @@ class _Expander:
 
     def _leave_one_out(self, name: str, target: str, above: tuple[str, ...], place: str) -> list[Mixture | None]:
         if target not in self.entries:
-            self.problems.append(Problem(place, "unknown mixture", target, list(self.entries)))
+            self.problems.append(Problem(place, "unknown mixture", target, self.valid_mixtures))
             return []
         whole = self.group(target, above)
         if not whole:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from massive_sft.core.errors import Problem
 from massive_sft.sweep.schema import Range, Search, Setting, Weights
 from massive_sft.sweep.schema.field_types import MAX_COUNT
@@ -54,6 +56,22 @@ def _whole(entry: Any, by_name: Mapping[str, Any], index: int, problems: list[Pr
     return merged
 
 
+def _valid_part(entry: Mapping[str, Any]) -> Search | None:
+    """Return a raw search without the fields that break the schema; none where they are what its axes are judged by."""
+    broken: set[Any] = set()
+    try:
+        Search.model_validate(entry)
+    except ValidationError as error:
+        broken = {item["loc"][0] for item in error.errors() if item["loc"]}
+    if broken & {"space", "mixture", "setting"}:
+        return None
+    kept = {key: value for key, value in entry.items() if key not in broken}
+    try:
+        return Search.model_validate({"name": "unnamed", "objective": {"maximize": "score"}, **kept})
+    except ValidationError:
+        return None
+
+
 class SearchChecks:
     """The second look at the searches of a file.
 
@@ -85,6 +103,12 @@ class SearchChecks:
             if isinstance(least, float) and isinstance(most, float) and least > most:
                 rule = f"cannot be kept: at_least {least:g} is above at_most {most:g}"
                 yield Problem(place("constraints", name), rule)
+
+    def problems_of_space(self, entry: Any, at: Location, to_place: ToPlace) -> Iterator[Problem]:
+        """Yield what is wrong with the axes of a raw search that breaks the schema elsewhere."""
+        search = _valid_part(entry) if isinstance(entry, dict) and entry.get("over") is None else None
+        if search is not None and search.space:
+            yield from self._axes(search, lambda *steps: to_place((*at, *steps)))
 
     def _over(self, search: Search, place: Any) -> Iterator[Problem]:
         yield from self._known("block", search.over or (), place("over"))
