@@ -56,7 +56,12 @@ TRAJECTORY = "00000000000000aa"
 CREATED, FINISHED = "2026-01-31T12:00:00+00:00", "2026-01-31T12:01:30+00:00"
 CREATED_MS = 1769860800000
 CANARY = "canary5f3a9c1e77"
-SETTING = {"lr": 1e-5, "optimizer": {"name": "adamw", "betas": [0.9, 0.999]}, "template": {"prompt": "{prompt}"}}
+SETTING = {
+    "lr": 1e-5,
+    "lora": {"alpha": 32.0},
+    "optimizer": {"name": "adamw", "betas": [0.9, 0.999]},
+    "template": {"prompt": "{prompt}"},
+}
 
 
 def cell_id(number: int) -> str:
@@ -199,7 +204,7 @@ def test_record_becomes_a_run_below_the_sweeps_own(ledger):
     assert parent.info.end_time == run.info.end_time, "the sweep ended with its last cell"
     assert (run.info.run_name, run.info.status) == (str(coordinates(2)), "FINISHED")
     assert (run.info.start_time, run.info.end_time) == (CREATED_MS, CREATED_MS + 90_000)
-    assert run.data.params["optimizer.betas"] == "[0.9, 0.999]"
+    assert (run.data.params["optimizer.betas"], run.data.params["lora.alpha"]) == ("[0.9, 0.999]", "32")
     assert (run.data.params["lr"], run.data.params["model"], run.data.params["mixture"]) == ("1e-05", "tiny", "alpaca")
     assert (run.data.params["size"], run.data.params["epoch"]) == ("100", "2")
     assert "horizon" not in run.data.params

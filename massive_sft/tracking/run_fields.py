@@ -195,12 +195,19 @@ def _params(names: Mapping[str, Any], content: Mapping[str, Any], mixture: Mixtu
     flat["mixture"] = flat.pop("data", None)
     if mixture is not None:
         flat |= {"mixture.id": mixture.digest, "mixture.parts": mixture.parts}
-    shown = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flat.items() if value != ""}
+    shown = {key: _as_text(value) for key, value in flat.items() if value != ""}
     return {
         _shortened(clean_name(key), KEY_LENGTH): _shortened(redact(value), PARAM_LENGTH)
         for key, value in sorted(shown.items())
         if value != "null"
     }
+
+
+def _as_text(value: Any) -> str:
+    """Return JSON's text, of a text itself; a whole number has no fraction (``32.0`` is ``32``, as people wrote it)."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else json.dumps(value)
 
 
 def _tags(record: Record, ledger: str) -> dict[str, str]:
