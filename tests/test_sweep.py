@@ -263,6 +263,29 @@ def test_names_in_a_block_are_looked_up_beside_its_other_mistakes(raw: dict[str,
         assert f"sweeps/x.yaml: blocks[2{told}" in found
 
 
+def test_names_and_fields_are_looked_up_beside_misspelt_keys(raw: dict[str, Any]) -> None:
+    put(raw, "mixtures|chatty", {"weights": {"lima": 1, "limma": 2}, "sample": 24})
+    put(raw, "mixtures|all", {"concat": "each1k", "sample": 24})
+    raw["blocks"][3] |= {
+        "schedul": "cosin",
+        "override": {"seeds": [0, 1], "lr": [1e-5, -1]},
+        "exclude": [{"modl": "x"}],
+    }
+    found = problems(raw)
+    for told in (
+        "mixtures.chatty: unknown key, got 'sample'",
+        "mixtures.chatty.weights: unknown dataset, got 'limma'",
+        "mixtures.all: unknown key, got 'sample'",
+        "mixtures.all.concat: unknown mixture, got 'each1k'",
+        "blocks[3]: unknown key, got 'schedul'",
+        "blocks[3].override: unknown setting field, got 'seeds'",
+        "blocks[3].override.lr[1]: must be >= 1e-30, got -1",
+        "blocks[3].exclude[0]: unknown coordinate, got 'modl'",
+    ):
+        assert [problem for problem in found if problem.startswith(f"sweeps/x.yaml: {told}")], (told, found)
+    assert len(found) == 8, found
+
+
 def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> None:
     put(raw, "datasets|lima|format", "mesages")
     put(raw, "models|my-base|hub", "a/b")

@@ -17,7 +17,7 @@ from massive_sft.sweep.places import Overlay, place_in
 from massive_sft.sweep.point import Point
 from massive_sft.sweep.schema import SCHEDULES, Block, Search, Setting, SweepFile
 from massive_sft.sweep.search_checks import SearchChecks, inherit
-from massive_sft.sweep.set_aside import EMPTY_SECTIONS, broken_names, left, without
+from massive_sft.sweep.set_aside import EMPTY_SECTIONS, broken_names, left, texts_of, without
 from massive_sft.sweep.setting import Settings, Variant, written_in
 from massive_sft.sweep.spec import Mixture
 from massive_sft.sweep.text_checks import find_text_problems
@@ -146,6 +146,7 @@ def check_sweep(raw: Mapping[str, Any], path: Path, overlays: Sequence[Overlay] 
 NAMED_IN = {
     "model": ("models", "model_sets"),
     "mixture": ("mixtures", "datasets"),
+    "dataset": ("datasets",),
     "setting": ("settings",),
     "schedule": (),
 }
@@ -186,25 +187,25 @@ class _NameChecks:
         self.valid = {
             "model": [*self._written("models"), *self._written("model_sets"), ALL_MODELS],
             "mixture": list(dict.fromkeys(mixtures)),
+            "dataset": self._written("datasets"),
             "setting": self.settings.names,
             "schedule": [*SCHEDULES, *{schedule.label: None for block in file.blocks for schedule in block.schedule}],
         }
         self._sections()
         self._model_sets()
         self.is_small = self._count_cells()
-        self.variants = tuple(
-            self._block(index, block) for index, block in zip(left("blocks", raw, broken), file.blocks, strict=True)
-        )
+        written = dict(zip(left("blocks", raw, broken), file.blocks, strict=True))
+        self.variants = tuple(self._block(index, block) for index, block in written.items())
+        self.excludes = tuple(self._excludes(("blocks", index), block.exclude) for index, block in written.items())
         for section in ("blocks", "search"):
             for index in sorted(int(at) for at in aside.get(section, ())):
                 self._names_of_broken((section, index), raw[section][index])
-        self.excludes = tuple(
-            self._excludes(index, block) for index, block in zip(left("blocks", raw, broken), file.blocks, strict=True)
-        )
+        for name in aside.get("mixtures", ()):
+            self._names_of_broken_mixture(name, raw["mixtures"][name])
         if "settings" not in self.broken_sections:
             self.problems += self.settings.problems
         self._names()
-        blocks = dict(zip(left("blocks", raw, broken), zip(file.blocks, self.variants, strict=True), strict=True))
+        blocks = dict(zip(written, zip(file.blocks, self.variants, strict=True), strict=True))
         rules = dict(zip(left("resources", raw, broken), file.resources, strict=True))
         self.problems += find_unused(file, self.settings.valid, blocks, rules, where)
         for index, rule in rules.items():
@@ -282,20 +283,36 @@ class _NameChecks:
 
     def _names_of_broken(self, at: Location, entry: Any) -> None:
         """Look up what a block or a search names that has another mistake, as far as it is text."""
+        if not isinstance(entry, Mapping):
+            return
         for what in ("model", "mixture", "setting"):
-            names = entry.get(what) if isinstance(entry, Mapping) else None
-            texts = [name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)]
-            self._known(what, texts, (*at, what))
+            self._known(what, texts_of(entry.get(what)), (*at, what))
+        if at[0] != "blocks":
+            return
+        if isinstance(override := entry.get("override"), Mapping):
+            self.settings.check(texts_of(entry.get("setting")), override, partial(self._below, (*at, "override")))
+        if isinstance(excludes := entry.get("exclude"), list):
+            self._excludes(at, [one for one in excludes if isinstance(one, Mapping)])
 
-    def _excludes(self, index: int, block: Block) -> tuple[Exclude, ...]:
+    def _names_of_broken_mixture(self, name: str, entry: Any) -> None:
+        if not isinstance(entry, Mapping):
+            return
+        weights = entry.get("weights")
+        named = {"each": texts_of(entry.get("each")), "weights": list(weights) if isinstance(weights, Mapping) else []}
+        for rule, names in named.items():
+            self._known("dataset", names, ("mixtures", name, rule))
+        for rule in ("concat", "leave_one_out"):
+            self._known("mixture", texts_of(entry.get(rule)), ("mixtures", name, rule))
+
+    def _excludes(self, at: Location, block: Sequence[Mapping[str, Any]]) -> tuple[Exclude, ...]:
         excludes = []
-        for number, written in enumerate(block.exclude):
-            at: Location = ("blocks", index, "exclude", number)
-            exclude, problems = parse_exclude(written, partial(self._below, at))
+        for number, written in enumerate(block):
+            here: Location = (*at, "exclude", number)
+            exclude, problems = parse_exclude(written, partial(self._below, here))
             self.problems += problems
             named = exclude.coordinates
             for what in ("model", "mixture", "setting", "schedule"):
-                self._known(what, getattr(named, what) or (), (*at, what))
+                self._known(what, getattr(named, what) or (), (*here, what))
             models = None if named.model is None else frozenset(find_models(named.model, self.file))
             mixtures = (item for name in named.mixture or () for item in find_mixtures(name, self.groups))
             keys = None if named.mixture is None else frozenset(item.key for item in mixtures)
@@ -319,7 +336,7 @@ class _NameChecks:
         if self.broken_sections.intersection((*EMPTY_SECTIONS, "search")):
             return  # its own problem says why names of it are unknown
         blocks = [str(block.get("name")) for block in self.raw.get("blocks") or () if isinstance(block, Mapping)]
-        valid = {**self.valid, "block": blocks, "dataset": self._written("datasets")}
+        valid = {**self.valid, "block": blocks}
         checks = SearchChecks(valid, self.settings.valid, self._count_members)
         for index, entry in enumerate(self.raw.get("search") or ()):
             at: Location = ("search", index)

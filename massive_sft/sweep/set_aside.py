@@ -41,3 +41,8 @@ def broken_names(places: set[Location]) -> dict[str, list[str]]:
         if steps:
             named.setdefault(str(section), []).append(str(steps[0]))
     return named
+
+
+def texts_of(names: Any) -> list[str]:
+    """Return the names, of a list or one alone, that are text."""
+    return [name for name in (names if isinstance(names, list | tuple) else [names]) if isinstance(name, str)]

@@ -115,6 +115,12 @@ class Settings:
                     unique.setdefault((name, variant.label, setting.seed), variant)
         return list(unique.values())
 
+    def check(self, names: Sequence[str], override: Mapping[str, Any], to_place: ToPlace) -> None:
+        """Put the override's wrong fields, and values that the named settings do not accept, into ``problems``."""
+        axes = self._axes(override, to_place)
+        for name in filter(self.valid.__contains__, names):
+            self._accepts(name, axes, to_place)
+
     def count(self, names: Sequence[str], override: Mapping[str, Any]) -> int:
         """Return how many variants ``variants`` goes through, in an instant however many they are."""
         axes = {field: _axis(field, value) for field, value in flatten_fields(override)}
