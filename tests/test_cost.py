@@ -535,6 +535,15 @@ def test_gpu_hours_and_money_come_from_layouts_and_the_price(tmp_path: Path) -> 
     assert cost_of(tmp_path, **NAMED, **TASKS).gpu_seconds is None
 
 
+def test_scoring_is_priced_on_the_kind_of_gpu_that_a_rule_names_for_it(tmp_path: Path) -> None:
+    """Wherever that rule stands: so a run asks the cluster for it."""
+    scored = {"when": {"phase": "evaluate"}, "gpu": "A100-80GB"}
+    alone = cost_of(tmp_path, **NAMED, **TASKS, resources=[scored | {"gpus_per_replica": 1}]).evaluation
+    for rules in ([*H100["resources"], scored], [scored, *H100["resources"]]):
+        assert cost_of(tmp_path, **NAMED, **TASKS, resources=rules).evaluation == alone
+    assert cost_of(tmp_path, **NAMED, **TASKS, **H100).evaluation.value < alone.value
+
+
 LLAMA_FULL = {
     "models": {"m1": {"hub": "meta-llama/Meta-Llama-3-8B"}},
     "blocks": [block(setting=["full", "lora"])],

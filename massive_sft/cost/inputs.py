@@ -19,6 +19,7 @@ from massive_sft.cost.workload import BYTES_PER_TOKEN, ScoringWorkloads, Trainin
 from massive_sft.planning.plan import Plan, RunPlan
 from massive_sft.planning.token_cache import TokenCache
 from massive_sft.sweep.cell import Recipe
+from massive_sft.sweep.resources import ScoringResources, scoring_resources
 from massive_sft.sweep.schema import Model
 
 
@@ -66,12 +67,12 @@ class CostInputs:
 
     @cached_property
     def scoring_device(self) -> Device | None:
-        """What cells are scored on: a GPU of the kind that the resources name for it, where any are used."""
+        """What cells are scored on: a GPU of the kind that the resources name for it, else for trainings."""
         if not self.uses_gpus:
             return this_machine()
-        rules = [rule for rule in self.plan.sweep.file.resources if rule.when.phase in (None, "evaluate")]
-        kinds = [rule.gpu for rule in rules if rule.gpu] + [run.gpu for run in self.plan.runs if run.gpu]
-        return self._gpu(kinds[0] if kinds else None)
+        rules = [rule for rule in self.plan.sweep.file.resources if rule.when.phase is None]
+        kinds = [self._scoring.kind, *(rule.gpu for rule in rules), *(run.gpu for run in self.plan.runs)]
+        return self._gpu(next((kind for kind in kinds if kind), None))
 
     @cached_property
     def uses_gpus(self) -> bool:
@@ -81,8 +82,11 @@ class CostInputs:
     @cached_property
     def scoring_gpus(self) -> int:
         """The GPUs that score one cell."""
-        declared = [rule.gpus_per_replica for rule in self.plan.sweep.file.resources if rule.gpus_per_replica]
-        return (declared[0] if declared else 1) if self.uses_gpus else 0
+        return self._scoring.gpus
+
+    @cached_property
+    def _scoring(self) -> ScoringResources:
+        return scoring_resources(self.plan.sweep.file.resources)
 
     def _gpu(self, kind: str | None) -> Device | None:
         if kind is not None:
