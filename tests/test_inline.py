@@ -24,6 +24,9 @@ import massive_sft as ms
 from massive_sft.cli.app import app
 from massive_sft.cli.invalidate import find_invalidated, set_aside
 from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.stop import StopSignal
+from massive_sft.cost.calibrate import calibrate
+from massive_sft.cost.cost_table import read_cost_table
 from massive_sft.cost.estimate import estimate
 from massive_sft.evaluation import shards, so_far
 from massive_sft.evaluation.encoding import RequestEncoder
@@ -184,6 +187,29 @@ def test_new_benchmark_scores_kept_adapters_without_training_and_tells_of_its_pa
     assert TrainingStarted not in happened
     assert [record.status for record in result.records] == [Status.COMPLETE] * 3
     assert len(records(path)["lora-2"].scores) == 3
+
+
+def test_scoring_that_goes_on_says_so_and_teaches_no_estimate_what_a_benchmark_takes(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_REQUESTS", 16)
+    monkeypatch.setattr(so_far, "EVERY_S", 0.0)
+    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+    plan, stop = make_plan(load_sweep(path)), StopSignal()
+
+    def stop_after_a_shard(event: RunEvent) -> None:
+        if isinstance(event, BenchmarkProgressed):
+            stop.request("enough")
+
+    run_inline(plan, stop_after_a_shard, stop=stop)
+    _, result, _ = run(path)
+    went_on, *whole = result.records
+    (asked,) = (item.id for cell in plan.base for item in cell.unmet if item.label == "arith_mc-0shot")
+    assert went_on.cost["resumed"] == [asked]
+    assert len(whole) == 2 and all("resumed" not in record.cost for record in whole)
+    calibrate(plan, Ledger.open(plan.root))
+    learned = read_cost_table(plan.storage).scoring
+    assert sum(rows[asked].count for rows in learned.values() if asked in rows) == len(whole)
 
 
 def test_texts_are_measured_of_base_models_too_and_make_a_map(copy: Path) -> None:

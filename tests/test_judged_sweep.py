@@ -85,6 +85,7 @@ def test_sweep_is_judged_resumed_and_shown_without_its_key(
     found = records_of(path)
     assert {record.status for record in found.values()} == {Status.COMPLETE}
     assert len(server.bodies) <= 1 + 12 - 3  # what was judged before stands
+    assert found["full"].cost["resumed"]  # its answers were there: what they took is in no figure of this record
     (scores,) = found["full"].scores.values()
     group = scores.groups["mtbench"]
     assert group["judge_rating,none"].n == 3 and group["without_verdict,none"].value == 0

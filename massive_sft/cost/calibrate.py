@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from massive_sft.cost.cost_table import (
     CostTable,
     ScoringCosts,
@@ -89,8 +91,9 @@ class _Calibrator:
         asked = {item.id: item for item in cell.requirements if item.until is None}
         workload = self.inputs.workload(run.trajectory.recipe) if run else None
         text = self.inputs.bytes_per_token(cell.cell.model)
+        resumed: Any = record.cost.get("resumed") or ()  # what was asked before such a run was ended is not in its time
         for what, took in seconds.items():
-            if not isinstance(took, (int, float)):
+            if not isinstance(took, (int, float)) or what in resumed:
                 continue
             row = rows.setdefault(what, ScoringCosts())
             row.count += 1

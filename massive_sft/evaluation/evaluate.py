@@ -55,6 +55,7 @@ class EvaluationResult:
         errors: what other code raised of those, a benchmark's or a library's.
         happened: by benchmark label, counts of shards and memory splits; empty for a score from the cache.
         seconds: by benchmark label, what it took; nothing for a score from the cache.
+        resumed: labels of benchmarks of which answers were there already, so that ``seconds`` are of the rest alone.
         load_seconds: what loading the model took; None when it was not loaded.
         files: SHA-256 of what was written of scores, by its key below the cell.
     """
@@ -64,6 +65,7 @@ class EvaluationResult:
     errors: list[Exception] = field(default_factory=list)
     happened: dict[str, dict[str, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    resumed: set[str] = field(default_factory=set)
     load_seconds: float | None = None
     files: dict[str, str] = field(default_factory=dict)
 
@@ -192,8 +194,9 @@ class _Benchmark:
 
         Where the scoring of all questions was begun it goes on instead.
         """
-        begun = self.responses.list(looks_key(self.protocol))
-        if not begun and (until is None or self.responses.list(self.protocol)):
+        begun, whole = (self.responses.list(key) for key in (looks_key(self.protocol), self.protocol))
+        self.result.resumed |= {self.benchmark.requests.label} if begun or whole else set()
+        if not begun and (until is None or whole):
             return None
         looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)), self.scorer.cut)
         happened = dict[str, int]()

@@ -162,8 +162,9 @@ class Record(BaseModel):
         counts: samples and tokens of the data: used, truncated, dropped, duplicated, trainable, ...
         training: summary of the run: final loss (nats per token), steps, tokens, seconds, layout; empty for a base row.
         cost: what scoring and measuring took that this record was written after: ``device``, and ``seconds`` by what
-            was asked (``Asked.id``, a measure's name), ``load`` and ``other``; ``attention``, the implementation that
-            computed the scores.
+            was asked (``Asked.id``, a measure's name), ``load`` and ``other``; ``resumed``, what was asked of
+            which answers were there before, so that its seconds are of the rest alone; ``attention``, the
+            implementation that computed the scores.
         missing: why a benchmark has no score, by its name (PARTIAL); secrets are hidden whoever says it.
         error: why it is FAILED (or DIVERGED, PRUNED); likewise.
         provenance: see ``provenance.capture_provenance``.

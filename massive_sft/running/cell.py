@@ -234,6 +234,8 @@ class CellEvaluator:
             self.unjudged[plan.cell.id] = weights.id
         details["scores"] = superseding(details["scores"], scored.scores)
         details["cost"]["seconds"] |= scored.seconds
+        if scored.resumed:
+            details["cost"]["resumed"] = scored.resumed
         if scored.attention is not None:
             details["cost"]["attention"] = scored.attention
         details["missing"] = scored.missing

@@ -70,6 +70,7 @@ class JudgedScoring:
                 requests, prepared.questions, conversation, place, self.weights, self.scorer.score
             )
             result.happened[item.label] = dict(happened)
+            result.resumed |= {item.label} if happened.get("shards_found") else set()
             result.load_seconds = self.scorer.load_seconds
             if not self.asks:
                 result.missing[item.label] = AWAITED

@@ -78,6 +78,7 @@ class CellScores:
         scores: by protocol id.
         missing: why a benchmark is missing, by its label.
         seconds: what answering took, by ``Requirement.id``, and ``load``; nothing for scores that were there.
+        resumed: those of which answers were there already, so that ``seconds`` are of the rest alone.
         attention: the implementation that computed them; None where nothing was computed.
         files: SHA-256 of the files of scores, by key below the cell.
     """
@@ -85,6 +86,7 @@ class CellScores:
     scores: dict[str, BenchmarkScores] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    resumed: list[str] = field(default_factory=list)
     attention: str | None = None
     files: dict[str, str] = field(default_factory=dict)
 
@@ -99,6 +101,7 @@ class CellScores:
         self.files |= result.files
         if result.seconds:
             self.seconds[item.id] = sum(result.seconds.values())
+            self.resumed += [item.id] if result.resumed else []
         if result.load_seconds is not None:
             self.seconds["load"] = self.seconds.get("load", 0.0) + result.load_seconds
         added = {table["protocol"]: _recorded(item, table) for table in result.scores.values()}
