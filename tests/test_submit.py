@@ -209,6 +209,22 @@ def test_package_of_a_repository_is_what_git_tracks_and_what_the_sweep_names(tmp
     ]
 
 
+def test_package_of_a_repository_that_git_does_not_read_says_that_nothing_is_left_out_for_it(tmp_path: Path) -> None:
+    write(tmp_path / "notes.txt")
+    assert list(find_tree(tmp_path).left_out()) == [], "no repository"
+    git(tmp_path, "init", "--quiet")
+    told = "what git does not track goes along, for git does not tell what it tracks: "
+    assert list(find_tree(tmp_path).left_out()) == [f"{told}it tracks nothing here"]
+    git(tmp_path, "add", "notes.txt")
+    write(tmp_path / "scratch.txt")
+    assert find_tree(tmp_path).untracked.keys() == {"scratch.txt"}
+    write(tmp_path / ".git/config", "[no")  # as another user's repository, which git refuses as well
+    tree = find_tree(tmp_path)
+    assert tree.files.keys() == {"notes.txt", "scratch.txt"}
+    (sentence,) = tree.left_out()
+    assert sentence.startswith(f"{told}fatal: ") and "config" in sentence
+
+
 def test_package_lets_in_what_include_names(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     write(tmp_path / ".gitignore", "data/\n")
@@ -405,9 +421,9 @@ def test_entrypoint_names_files_within_the_package(tmp_path: Path, monkeypatch: 
     sweep, tree = load_sweep(path), find_tree(Path("tree"))
     line = entrypoint(sweep, [overlay], tree, Command())
     assert line == "python -m massive_sft run sweeps/x.yaml --overlay 'two words.yaml'"
-    command = Command("run", where="method=lora and epoch!=1", budget=2.5, retrain=True, python="python3")
+    command = Command("run", where="method=lora and epoch!=1", budget=1234567.5, retrain=True, python="python3")
     line = entrypoint(sweep, [], tree, command)
-    options = "--where 'method=lora and epoch!=1' --budget-gpu-hours 2.5 --retrain"
+    options = "--where 'method=lora and epoch!=1' --budget-gpu-hours 1234567.5 --retrain"
     assert line == f"python3 -m massive_sft run sweeps/x.yaml {options}"
     assert entrypoint(sweep, [], tree, Command("fetch")) == "python -m massive_sft fetch sweeps/x.yaml"
 
@@ -417,6 +433,7 @@ def test_entrypoint_names_files_within_the_package(tmp_path: Path, monkeypatch: 
     [
         (Command("train"), "--verb"),
         (Command("retry", budget=1.0), "--budget-gpu-hours"),
+        (Command("run", budget=float("nan")), "--budget-gpu-hours"),
         (Command("fetch", retrain=True), "--retrain"),
         (Command("fetch", where="epoch=1"), "--where"),
         (Command(where="epoch"), "--where, character 1"),

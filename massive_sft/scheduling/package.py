@@ -41,6 +41,7 @@ class Tree:
         files: bytes of every packaged file, by its path below ``root`` with forward slashes.
         credentials: why a file is taken for one of credentials, and left out, by its path.
         untracked: bytes of every file that is left out because git does not track it, by its path.
+        untold: why git does not tell what it tracks in a repository, so that nothing is left out for that.
         obstacles: what cannot be packaged.
     """
 
@@ -48,6 +49,7 @@ class Tree:
     files: dict[str, int] = field(default_factory=dict)
     credentials: dict[str, str] = field(default_factory=dict)
     untracked: dict[str, int] = field(default_factory=dict)
+    untold: str = ""
     obstacles: list[Problem] = field(default_factory=list)
 
     @property
@@ -75,7 +77,7 @@ class Tree:
         return name in self.files
 
     def left_out(self) -> Iterator[str]:
-        """Yield a sentence on what was left out, for each reason."""
+        """Yield a sentence on what was left out, for each reason, and on what could not be."""
         if self.credentials:
             yield "left out as credentials: " + _listed(
                 [f"{name} {why}" for name, why in self.credentials.items()], "; "
@@ -84,6 +86,8 @@ class Tree:
             yield "left out, for git does not track them: " + _listed([name for name, _ in _largest_of(self.untracked)])
         if self.credentials or self.untracked:
             yield "--include PATH lets one in"
+        if self.untold:
+            yield f"what git does not track goes along, for git does not tell what it tracks: {self.untold}"
 
     def __str__(self) -> str:
         return f"{len(self.files):,} files, {format_bytes(self.size)}"
@@ -101,7 +105,7 @@ def find_tree(folder: Path, include: Iterable[str] = ()) -> Tree:
     if not tree.root.is_dir():
         tree.obstacles.append(Problem("--working-dir", "must be a folder", str(folder)))
         return tree
-    tracked = _tracked(tree.root)
+    tracked, tree.untold = _tracked(tree.root)
     for path in _walk(tree, tree.root, _rules_above(tree.root), (tree.root,)):
         _add(tree, path, tracked)
     for pattern in include:
@@ -129,15 +133,24 @@ def write_package(tree: Tree, target: Path) -> None:
                 raise InvalidInput(Problem(str(file), f"cannot be read ({error.strerror})")) from None
 
 
-def _tracked(root: Path) -> frozenset[str] | None:
-    """Return the paths below a folder that git tracks; None outside a repository, and where git does not tell."""
+def _tracked(root: Path) -> tuple[frozenset[str] | None, str]:
+    """Return the paths below a folder that git tracks, and nothing; None where none are, and why in a repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, timeout=GIT_S, check=True
         )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return frozenset(os.fsdecode(name) for name in done.stdout.split(b"\0") if name) or None
+        names = frozenset(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
+        why = "" if names else "it tracks nothing here"
+    except subprocess.CalledProcessError as error:
+        names, why = frozenset(), os.fsdecode(error.stderr).strip().partition("\n")[0]
+    except (OSError, subprocess.SubprocessError) as error:
+        names, why = frozenset(), str(error)
+    return names or None, why if _repository(root) else ""
+
+
+def _repository(root: Path) -> Path | None:
+    """Return the repository that a folder is in, itself or one above; None where there is none."""
+    return next((folder for folder in (root, *root.parents) if (folder / ".git").exists()), None)
 
 
 def _walk(tree: Tree, folder: Path, rules: Rules | None, trail: tuple[Path, ...]) -> Iterator[Path]:
@@ -225,14 +238,11 @@ def _put(tree: Tree, name: str, size: int) -> None:
 
 def _rules_above(root: Path) -> Rules:
     """Return the rules of the folders above ``root`` in its repository; none outside a repository."""
-    if (root / ".git").exists():
+    top = _repository(root)
+    if top is None:
         return ()
-    above: list[Path] = []
-    for folder in root.parents:
-        above.insert(0, folder)
-        if (folder / ".git").exists():
-            return tuple(rule for one in above for rule in _rules_in(one))
-    return ()
+    above = [folder for folder in reversed(root.parents) if folder.is_relative_to(top)]
+    return tuple(rule for folder in above for rule in _rules_in(folder))
 
 
 def _rules_in(folder: Path) -> Iterator[tuple[Path, GitIgnoreSpec]]:

@@ -7,6 +7,7 @@ asks each of its nodes for them, and a sweep of which a node lacks one is not st
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -57,13 +58,15 @@ class Command:
             parse_where(self.where)
         except InvalidInput as error:
             return error.problems
+        if self.budget is not None and not math.isfinite(self.budget):
+            return [Problem("--budget-gpu-hours", "must be a finite number", self.budget)]
         names = {"budget": "budget-gpu-hours"}
         return [Problem(f"--{names.get(name, name)}", f"is no option of {self.verb}") for name in options]
 
     def words(self) -> list[str]:
         """Return the options as words of a command line."""
         words = [] if self.where is None else ["--where", self.where]
-        words += [] if self.budget is None else ["--budget-gpu-hours", f"{self.budget:g}"]
+        words += [] if self.budget is None else ["--budget-gpu-hours", str(self.budget)]
         return words + (["--retrain"] if self.retrain else [])
 
 
