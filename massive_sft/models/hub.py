@@ -39,6 +39,7 @@ ANSWERS_WITHIN_S = 10.0  # as the hub's library waits
 ASKED_ANEW_S = 60.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def not_asking_in_vain() -> Iterator[None]:
 
     The libraries try six times for each data set, which takes 23 seconds and more. Other servers are asked as ever.
     """
-    if is_offline() or _answers(int(time.monotonic() / ASKED_ANEW_S)):
+    if is_offline() or _answers(_period()):
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -128,6 +129,10 @@ def not_asking_in_vain() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+def _period() -> int:
+    return int(time.monotonic() / ASKED_ANEW_S)
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,11 +153,38 @@ def cache_folder() -> Path:
 def pinned_folder(source: Model | Dataset) -> Path | None:
     """Return the folder in this node's cache of a model or dataset that is pinned to a commit; None where it has none.
 
-    What is read from there needs no network and cannot move.
+    What is read from there needs no network and cannot move. A library that loads single files leaves a folder of these
+    alone: that is none, where the others can be had.
     """
     if source.hub is None or not _COMMIT.fullmatch(source.revision):
         return None
-    return cached(kind_of(source), source.hub, source.revision)
+    folder = cached(kind_of(source), source.hub, source.revision)
+    return folder if folder is not None and _has_all(folder, source) else None
+
+
+def _has_all(folder: Path, source: Model | Dataset) -> bool:
+    """Return whether a folder of the cache has all that is read of a source, as far as that can be known.
+
+    Only of a dataset whose files are not named the hub has to be asked; where it does not answer, what is there counts.
+    """
+    if isinstance(source, Model):
+        names = [path.name for path in folder.iterdir()]
+        has_tokenizer = source.tokenizer is not None or any(_matches(name, TOKENIZER) for name in names)
+        return is_offline() or ("config.json" in names and has_tokenizer and weight_files.are_there(folder))
+    files = source.files or ()
+    if files and not any(_PATTERN.search(name) for name in files):
+        return all((folder / name).exists() for name in files)
+    return is_offline() or _lacks_nothing(str(source.hub), source.revision, files, _period())
+
+
+@functools.lru_cache(maxsize=64)
+def _lacks_nothing(identity: str, commit: str, files: tuple[str, ...], period: int) -> bool:
+    """Return whether all of a dataset's files are here, or nobody tells which there are; asked once within a period."""
+    try:
+        named = repository_of(Dataset(hub=identity, revision=commit, files=files or None, format="messages"), identity)
+        return not _answers(period) or resolve(named).here
+    except InvalidInput:
+        return True
 
 
 def cached(kind: Kind, identity: str, revision: str) -> Path | None:

@@ -43,6 +43,14 @@ def find(folder: Path) -> list[Path]:
     return files
 
 
+def are_there(folder: Path) -> bool:
+    """Return whether a folder has the files that its weights are loaded from, broken ones too, or is an adapter's."""
+    try:
+        return (folder / ADAPTER).is_file() or all((folder / name).exists() for name in _named(folder)[1])
+    except InvalidInput:
+        return False
+
+
 def find_with_index(folder: Path) -> list[Path]:
     """Return the files that ``find`` does, and the index that names them where there is one. Raises as ``find``."""
     index, _ = _named(folder)
