@@ -46,7 +46,7 @@ from massive_sft.planning.changes import save_last_plan
 from massive_sft.planning.plan import Plan, make_plan
 from massive_sft.planning.selection import parse_where
 from massive_sft.running.inline import run_inline
-from massive_sft.running.outcome import snapshot_folder
+from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.recorder import now
 from massive_sft.running.trial import make_record_writer
 from massive_sft.sweep.load import load_sweep
@@ -459,6 +459,30 @@ def test_export_of_a_damaged_snapshot_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("arguments", [[], ["--merge"]])
+def test_export_of_a_snapshot_that_is_removed_meanwhile_says_so(
+    arguments: list[str],
+    sweep: Path,
+    copied: Callable[..., Path],
+    lora: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overlay = copied()
+    plan = plan_of(sweep, overlay)
+    ledger, run = Ledger.open(plan.root), next(run for run in plan.runs if lora in [c.cell.id for c in run.cells])
+    make_folder = tempfile.mkdtemp
+
+    def removing(**options: Any) -> str:
+        remove_snapshot(ledger, run.trajectory.id, 2)
+        return make_folder(**options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", removing)  # which is done once the snapshot was found and verified
+    code, text = call("export", lora, tmp_path / "new", "--sweep", sweep, "--overlay", overlay, *arguments)
+    assert (code, "has no snapshot any more" in text) == (2, True), text
+    assert not list(tmp_path.glob("*new*"))
+
+
 # gc
 
 
@@ -524,6 +548,50 @@ def test_gc_leaves_alone_what_somebody_works_on(sweep: Path, littered: tuple[Pat
     assert [line for line in shown["kept"] if "snapshots/epoch-1" in line] == shown["kept"] != []
 
 
+class _ListedThenGone(list[os.DirEntry[str]]):
+    """What ``os.scandir`` returns of a folder whose files and folders go right after it was read."""
+
+    def __enter__(self) -> _ListedThenGone:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __next__(self) -> os.DirEntry[str]:
+        if not self:
+            raise StopIteration
+        return self.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("place", ["trajectories/{}/attempts/2/state", "trajectories/{}", "cache/perplexity"])
+def test_gc_passes_over_what_goes_while_it_looks(
+    place: str, sweep: Path, littered: tuple[Path, Plan, set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay, plan, _ = littered
+    scandir, folder = os.scandir, plan.root / place.format(plan.runs[0].trajectory.id)
+    for name in ("deeper/x", "deep/stored.json", ".x.0123abcd.tmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+
+    def scan(path: Any = ".") -> Any:
+        if not isinstance(path, int) and Path(path) == folder:
+            with scandir(path) as entries:
+                listed = _ListedThenGone(entries)
+            for name in ("deeper", "deep", ".x.0123abcd.tmp"):
+                shutil.rmtree(folder / name) if name[0] != "." else (folder / name).unlink()
+            monkeypatch.setattr(os, "scandir", scandir)
+            return listed
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    code, text = call("gc", sweep, "--overlay", overlay, "--dry-run")
+    assert (code, "would go" in text) == (0, True), text
+    assert not (folder / "deep").exists()
+
+
 def test_gc_keeps_the_snapshots_of_cells_that_lack_something(
     sweep: Path, littered: tuple[Path, Plan, set[str]], tmp_path: Path
 ) -> None:
@@ -576,6 +644,34 @@ def test_gc_of_caches_removes_what_this_file_does_not_use(sweep: Path, copied: C
     shown = json.loads(call("gc", sweep, "--overlay", overlay, "--caches", "--json")[1])
     assert sorted(item["kind"] for item in shown["waste"]) == ["requests", "requests", "tokens", "tokens"]
     assert list((root / "cache/tokens").iterdir()) == list((root / "cache/requests").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["", "null", "[]", "{}", '{"label": [], "shots": 0, "limit": 1}'])
+def test_gc_of_caches_takes_what_cannot_be_read_for_unused(
+    sweep: Path, copied: Callable[..., Path], damage: str
+) -> None:
+    overlay = copied()
+    path = next((plan_of(sweep, overlay).root / "cache/requests").glob("*/manifest.json"))
+    path.write_text(damage)
+    shown = json.loads(call("gc", sweep, "--overlay", overlay, "--caches", "--json")[1])
+    assert [(item["kind"], item["path"]) for item in shown["waste"]] == [("requests", str(path.parent))]
+
+
+@pytest.mark.parametrize("damage", ["", "null", "{}", '{"epochs": {}}', '{"epochs": {"2": {}}}'])
+def test_gc_keeps_a_checkpoint_where_a_training_that_may_have_spent_it_is_damaged(
+    sweep: Path, copied: Callable[..., Path], damage: str
+) -> None:
+    overlay = copied()
+    plan = plan_of(sweep, overlay)
+    home = plan.root / "trajectories" / plan.runs[0].trajectory.id
+    (home / "resume/1-00000002-abc").mkdir(parents=True)
+    (home / "resume/latest.json").write_text('{"name": "1-00000002-abc"}')
+    outcome = home / "training/attempt-1/training.json"
+    sound = outcome.read_text()
+    outcome.write_text(damage)
+    assert "nothing to remove" in call("gc", sweep, "--overlay", overlay)[1]
+    outcome.write_text(sound)
+    assert "1 item" in call("gc", sweep, "--overlay", overlay)[1]
 
 
 # retry

@@ -49,15 +49,20 @@ def export_model(match: CellMatch, folder: Path, merge: bool = False) -> None:
     template left out unless the model was trained with it.
 
     Raises:
-        InvalidInput: it is a base model, its snapshot is not there (with how to get it back), ``folder`` is not
-            empty, or there is no adapter to merge. All problems at once.
+        InvalidInput: it is a base model, its snapshot is not there or is removed meanwhile (with how to get it back),
+            ``folder`` is not empty, or there is no adapter to merge. All problems at once.
         Corrupt: the snapshot does not match its manifest, or the copy does not match the snapshot.
     """
     _require_exportable(match, folder, merge)
-    with open_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch) as found:
-        if found is None:
-            raise _no_snapshot(match)
-        _write(match, *found, folder, merge)
+    try:
+        with open_snapshot(match.ledger, str(match.trajectory), match.coordinates.epoch) as found:
+            if found is None:
+                raise _no_snapshot(match)
+            _write(match, *found, folder, merge)
+    except Exception as error:  # of the disk, or of what reads a model
+        if _folder(match).is_dir():
+            raise
+        raise _no_snapshot(match) from error  # a run or ``gc`` removed it while it was read
 
 
 def _write(match: CellMatch, snapshot: Path, hashes: dict[str, str], folder: Path, merge: bool) -> None:
@@ -129,10 +134,14 @@ def _require_exportable(match: CellMatch, folder: Path, merge: bool) -> None:
 
 
 def _no_snapshot(match: CellMatch) -> Exception:
-    where = snapshot_folder(match.ledger, str(match.trajectory), match.coordinates.epoch)
-    if where in match.ledger.corrupt:
+    where = _folder(match)
+    if where in match.ledger.corrupt and where.is_dir():
         return Corrupt(f"{match.ledger.corrupt[where]}; remove the folder and `run --retrain` trains it again")
     return InvalidInput(Problem("cell", _why_gone(match), match.id))
+
+
+def _folder(match: CellMatch) -> Path:
+    return snapshot_folder(match.ledger, str(match.trajectory), match.coordinates.epoch)
 
 
 def _why_gone(match: CellMatch) -> str:

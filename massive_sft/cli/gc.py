@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from rich.text import Text
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt
-from massive_sft.core.files import format_bytes, read_json
+from massive_sft.core.files import format_bytes, read_json, walk
 from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import (
     ASIDE,
@@ -128,7 +129,7 @@ def collect(plan: Plan, ledger: Ledger, caches: bool = False) -> Collected:
             waste.append(item)
         else:
             kept.append(f"{item.path}: somebody works on {item.home}")
-    shared = (path for name in ("cache", "index", "records", "sweeps") for path in (ledger.root / name).rglob(".*"))
+    shared = (path for name in ("cache", "index", "records", "sweeps") for path in walk(ledger.root / name))
     waste += _temporary(ledger, shared)
     waste += _temporary(ledger, ledger.root.glob(".*"))
     if caches:
@@ -209,7 +210,7 @@ def _remove(item: Garbage, ledger: Ledger) -> bool:
             return False
         ledger.storage.delete(key)
     elif item.path.is_file():
-        item.path.unlink()
+        item.path.unlink(missing_ok=True)
     else:
         ledger.storage.delete(f"{key}/{LATEST}")  # of a checkpoint or a state: half of one must not count
         if item.path.is_dir():
@@ -241,7 +242,7 @@ def _leftovers(ledger: Ledger, home: Path) -> Iterator[Garbage]:
     if _is_there(ledger, aside):
         yield Garbage("invalidated", aside, _size(ledger, aside), home)
     apart = [home / "attempts", home / RESUME, aside]
-    below = (path for path in home.rglob(".*") if not any(path.is_relative_to(folder) for folder in apart))
+    below = (path for path in walk(home) if not any(path.is_relative_to(folder) for folder in apart))
     yield from _temporary(ledger, below, home)
 
 
@@ -266,8 +267,10 @@ def _uploads(ledger: Ledger, home: Path) -> Iterator[Garbage]:
 
 def _temporary(ledger: Ledger, paths: Iterable[Path], home: Path | None = None) -> Iterator[Garbage]:
     for path in paths:
-        if _TEMPORARY.fullmatch(path.name) and time.time() - path.lstat().st_mtime > STALE_S:
-            yield Garbage("temporary", path, _size(ledger, path), home)
+        if _TEMPORARY.fullmatch(path.name):
+            with suppress(FileNotFoundError):  # it was written to its end, or its process removed it
+                if time.time() - path.lstat().st_mtime > STALE_S:
+                    yield Garbage("temporary", path, _size(ledger, path), home)
 
 
 def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
@@ -279,15 +282,15 @@ def _unused(plan: Plan, ledger: Ledger) -> Iterator[Garbage]:
     for path in sorted(ledger.cache_dir("tokens").glob("[!.]*")):
         if path.name.partition(".")[0] not in keys:
             yield Garbage("tokens", path, _size(ledger, path))
-    used = {
-        (item.label, item.shots, item.limit) for cell in plan.cells for item in cell.requirements if item.is_benchmark
-    }
+    asked = (item for cell in plan.cells for item in cell.requirements if item.is_benchmark)
+    used = [list(about) for about in {(item.label, item.shots, item.limit) for item in asked}]
     for path in sorted(ledger.cache_dir("requests").glob("[!.]*")):
         try:
             manifest = read_json(path / "manifest.json")
-        except (FileNotFoundError, NotADirectoryError, Corrupt):
-            manifest = {}
-        if tuple(manifest.get(key) for key in ("label", "shots", "limit")) not in used:
+            told = [manifest[key] for key in ("label", "shots", "limit")]
+        except (FileNotFoundError, NotADirectoryError, Corrupt, KeyError, TypeError):
+            told = []  # damaged: whoever needs it builds it again
+        if told not in used:
             yield Garbage("requests", path, _size(ledger, path))
 
 

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, TypeVar
 
 from massive_sft.core.errors import Corrupt
@@ -162,6 +163,28 @@ def decompress_lines(data: bytes, path: str) -> list[str]:
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED = DISK_FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG, errno.EMFILE}
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield all files and folders below a folder, each before what is in it; links are not followed.
+
+    Others may work in it: what goes meanwhile is passed over, or is gone once it was yielded.
+    """
+    for place, folders, names in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *names))
+
+
+def size_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; hard links to other files count in full.
+
+    What is gone, or goes meanwhile, counts as nothing.
+    """
+    total = 0
+    for file in (path, *walk(path)):
+        with suppress(FileNotFoundError):
+            stat = file.lstat()
+            total += 0 if S_ISDIR(stat.st_mode) else stat.st_size
+    return total
 
 
 def explain_os_error(error: OSError) -> str | None:

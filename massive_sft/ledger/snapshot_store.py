@@ -208,7 +208,7 @@ def _go_on_without(call: object, path: str, error: tuple[type, BaseException, ob
 def stored_bytes(folder: Path) -> int:
     """Return what snapshots in a folder of the ledger take in object stores; what is damaged counts nothing."""
     total = 0
-    for path in folder.rglob(NAME):
+    for path in (path for path in files.walk(folder) if path.name == NAME):
         try:
             stored = StoredFolder.read(path.parent)
         except Corrupt:

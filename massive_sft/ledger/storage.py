@@ -259,9 +259,7 @@ class Folder:
 
     def size_bytes(self, prefix: str) -> int:
         """As ``Root.size_bytes``."""
-        path = self.root / prefix
-        below = [path, *path.rglob("*")] if path.is_dir() else [path]
-        return sum(file.lstat().st_size for file in below if not file.is_dir())
+        return files.size_bytes(self.root / prefix)
 
     def __str__(self) -> str:
         return str(self.root)

@@ -86,7 +86,8 @@ def has_spent_checkpoint(trajectory: Root) -> bool:
     what a request for more of them goes on from, and so is one of a later attempt.
     """
     try:
-        writer, step = json.loads(trajectory.get(f"{RESUME}/{LATEST}").data)["name"].split("-")[:2]
+        text = json.loads(trajectory.get(f"{RESUME}/{LATEST}").data)["name"].split("-")[:2]
+        writer, step = map(int, text)
     except FileNotFoundError:
         return True
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -94,10 +95,11 @@ def has_spent_checkpoint(trajectory: Root) -> bool:
     for place in (item.name for item in trajectory.list("training") if item.name.startswith("attempt-")):
         try:
             epochs = read_json(trajectory.fetch(f"training/{place}") / OUTCOME)["epochs"].values()
-        except (Corrupt, FileNotFoundError):
-            continue
-        if int(place.rpartition("-")[2]) >= int(writer) and max(one["steps"] for one in epochs) >= int(step):
-            return True
+            steps = max(one["steps"] for one in epochs)
+            if int(place.rpartition("-")[2]) >= writer and steps >= step:
+                return True
+        except (Corrupt, FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
+            continue  # damaged: it does not count, as ``find_trainings`` reports
     return False
 
 
