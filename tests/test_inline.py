@@ -746,6 +746,37 @@ def test_invalidate_tries_out_changes_nothing_and_refuses_what_somebody_works_on
     assert records(path) == before
 
 
+def test_invalidate_refuses_a_training_of_which_a_cell_without_record_is_scored(copy: Path) -> None:
+    path = small_sweep(copy)
+    before = records(path)
+    ledger = Ledger.open(make_plan(load_sweep(path)).root)
+    second, training = before["lora-2"].cell, ledger.trajectory_dir(str(before["lora-2"].trajectory)) / "training"
+    for record in (ledger.root / "records").rglob(f"{second}.*"):
+        record.unlink()
+    with (
+        ledger.lease_cell(second, "a scorer") as lease,
+        pytest.raises(InvalidInput, match=rf"{second}: somebody works on it|somebody works on it.*{second}"),
+    ):
+        assert lease is not None
+        invalidate(path, "--where", "setting=lora and epoch=1")
+    assert training.is_dir()
+    assert "1 cell and 1 training are invalidated" in invalidate(path, "--where", "setting=lora and epoch=1")
+    assert not training.exists()
+
+
+def test_invalidate_takes_a_training_none_of_whose_cells_has_a_record(copy: Path) -> None:
+    path = small_sweep(copy)
+    ledger = Ledger.open(make_plan(load_sweep(path)).root)
+    lora = records(path)["lora-2"].trajectory
+    for name in ("lora-1", "lora-2"):
+        for record in (ledger.root / "records").rglob(f"{records(path)[name].cell}.*"):
+            record.unlink()
+    assert "1 training would be invalidated" in invalidate(path, "--where", "setting=lora", "--dry-run")
+    assert "1 training is invalidated; `run` makes it again" in invalidate(path, "--where", "setting=lora")
+    assert not (ledger.trajectory_dir(str(lora)) / "training").exists()
+    assert invalidate(path, "--where", "setting=lora").startswith("nothing to invalidate")
+
+
 def test_invalidate_does_not_touch_what_got_a_new_record_since_it_was_found(copy: Path) -> None:
     plan = make_plan(load_sweep(small_sweep(copy)))
     ledger = Ledger.open(plan.root)

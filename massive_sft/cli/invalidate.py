@@ -7,7 +7,8 @@ removed. Each cell gets a new record that says who invalidated it and why. The m
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Container, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from massive_sft.cli.options import File, Json, Overlays, console, print_json, read_plan
 from massive_sft.cli.views import make_table
-from massive_sft.core.errors import InvalidInput, Problem
+from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import ASIDE
 from massive_sft.ledger.provenance import capture_provenance, redact
@@ -40,6 +41,7 @@ class Invalidation:
 
     Attributes:
         beside: those of the records that were not named: other cells of the same trainings, of any sweep.
+        unrecorded: cells of the same trainings that have no record; somebody may score one now.
         perplexities: keys of the cached perplexities of their data.
         retrainings: trainings that stay, but whose snapshots are needed to score again and were removed.
     """
@@ -47,6 +49,7 @@ class Invalidation:
     records: tuple[Record, ...]
     trajectories: tuple[str, ...]
     beside: frozenset[str]
+    unrecorded: tuple[str, ...]
     perplexities: tuple[str, ...]
     retrainings: int
 
@@ -67,7 +70,7 @@ def invalidate(
         raise InvalidInput(Problem("--reason", "must say why", reason))
     plan, ledger = read_plan(file, overlay)
     invalidation = find_invalidated(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
-    if not dry_run and invalidation.records:
+    if not dry_run and (invalidation.records or invalidation.trajectories):
         set_aside(invalidation, ledger, reason.strip())
     if as_json:
         cells = [{"cell": record.cell, "beside": record.cell in invalidation.beside} for record in invalidation.records]
@@ -95,9 +98,21 @@ def find_invalidated(plan: Plan, ledger: Ledger, with_training: bool) -> Invalid
         tuple(left),
         tuple(trajectories),
         frozenset(beside & cells),
+        tuple(_unrecorded([run for run in plan.runs if run.trajectory.id in trajectories], entries, ledger)),
         tuple({perplexity_key(run.trajectory.recipe): None for run in runs}),
         0 if with_training else sum(_has_no_snapshot(run, ledger) for run in runs),
     )
+
+
+def _unrecorded(runs: Collection[RunPlan], recorded: Container[str], ledger: Ledger) -> Iterator[str]:
+    """Yield the cells of trainings, of any sweep, that somebody began to score and that have no record."""
+    trained = [{key: json.loads(text) for key, text in run.trajectory.recipe.parts.items()} for run in runs]
+    for cell in ledger.ids("cells") if trained else ():
+        if cell not in recorded:
+            with contextlib.suppress(FileNotFoundError, Corrupt):  # then nobody has begun
+                content = ledger.read_cell(cell)
+                if {key: value for key, value in content.items() if key != "epoch"} in trained:
+                    yield cell
 
 
 def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
@@ -114,6 +129,7 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
         InvalidInput: when somebody works on any of it, or did since it was found; nothing was changed then.
     """
     homes = [ledger.trajectory_dir(run) for run in invalidation.trajectories]
+    homes += [ledger.cell_dir(cell) for cell in invalidation.unrecorded]
     cells = [ledger.cell_dir(record.cell) for record in invalidation.records]
     with contextlib.ExitStack() as held:
         leases = {home: ledger.lease_folder(home, OWNER) for home in (*homes, *cells)}
@@ -125,6 +141,7 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
             rule = "somebody works on it; cancel the run first (massive-sft cancel)"
             raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
         changed = [record.cell for record in invalidation.records if ledger.read_record(record.cell) != record]
+        changed += [cell for cell in invalidation.unrecorded if ledger.read_record(cell) is not None]
         if changed:
             rule = "got a new record meanwhile; look at it, then give the command again"
             raise InvalidInput(Problem("invalidate", rule, cell) for cell in changed)
@@ -175,11 +192,13 @@ def _view(invalidation: Invalidation, dry_run: bool) -> Group:
         also = " (of the same training)" if record.cell in invalidation.beside else ""
         table.add_row(record.cell, Text(named + also), str(record.status))
     cells, trainings = len(invalidation.records), len(invalidation.trajectories)
-    what = counted(cells, "cell") + (f" and {counted(trainings, 'training')}" if trainings else "")
+    counts = [(cells, "cell"), (trainings, "training")]
+    what = " and ".join(counted(count, word) for count, word in counts if count)
     verb = "would be" if dry_run else "is" if cells + trainings == 1 else "are"
     summary = f"{what} {verb} invalidated; `run` makes {'it' if cells + trainings == 1 else 'them'} again"
-    if not invalidation.records:
+    if not cells + trainings:
         return Group(Text("nothing to invalidate: no such record, or all of them are invalidated already"))
     gone = f"the snapshots of {counted(invalidation.retrainings, 'training')} are gone"
     again = f"{gone}: only `run --retrain` makes their scores again"
-    return Group(table, Text(summary), *([Text(again, style="yellow")] if invalidation.retrainings else []))
+    notes = [Text(again, style="yellow")] if invalidation.retrainings else []
+    return Group(*([table] if cells else []), Text(summary), *notes)
