@@ -51,6 +51,8 @@ def test_example_file_is_accepted() -> None:
 
 BAD = [
     ("typo", 1, "sweeps/x.yaml: unknown key, got 'typo'"),
+    ("blocks[0]", [], "sweeps/x.yaml: unknown key, got 'blocks[0]' (did you mean 'blocks'?)"),
+    ("models|my-base|int", 8, "sweeps/x.yaml: models.my-base: unknown key, got 'int'; valid: hub, path"),
     ("schema", 2, "schema: must be one of the valid values, got 2; valid: 1"),
     ("name", "a/b", "name: must be of the letters a to z and A to Z, digits"),
     ("models|my-base|hub", "a/b", "models.my-base: must have exactly one of: hub, path"),

@@ -70,7 +70,7 @@ def to_problems(error: ValidationError, root: type[BaseModel], to_place: ToPlace
     # What may be a name, a list or a mapping is judged as what it is; that it is none of the others is said last, if
     # at all.
     for item in sorted(independent_errors(error), key=_is_other_form):
-        location, owner = _walk(root, item["loc"])
+        location, owner = _walk(root, item["loc"], is_key=item["type"] == "extra_forbidden")
         if _is_other_form(item) and any(_is_within(one.place, to_place, location) for one in problems.values()):
             continue
         if item["type"] == "extra_forbidden":
@@ -113,12 +113,16 @@ def _is_within(place: str, to_place: ToPlace, location: Location) -> bool:
     return place == whole or place.startswith((f"{whole}.", f"{whole}["))
 
 
-def _walk(root: type[BaseModel], raw: Location) -> tuple[Location, type[BaseModel] | None]:
-    """Drop what pydantic adds to a location for unions; return it with the class that owns its last step."""
+def _walk(root: type[BaseModel], raw: Location, is_key: bool) -> tuple[Location, type[BaseModel] | None]:
+    """Drop what pydantic adds to a location for unions; return it with the class that owns its last step.
+
+    Args:
+        is_key: whether the last step is a key of the file, whatever it looks like.
+    """
     location: list[str | int] = []
     current: Any = root
     owner: type[BaseModel] | None = root
-    for step in raw:
+    for number, step in enumerate(raw, start=1):
         kinds = _alternatives(current)
         model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
         if model is not None and isinstance(step, str):
@@ -126,7 +130,7 @@ def _walk(root: type[BaseModel], raw: Location) -> tuple[Location, type[BaseMode
             if step == model.__name__:
                 continue
             field = _field(model, step)
-            if field is None and _extras(model) is None and _is_tag(step):
+            if field is None and _extras(model) is None and _is_tag(step) and not (is_key and number == len(raw)):
                 continue
             current = field.annotation if field is not None else _extras(model)
         elif any(typing.get_origin(kind) is dict for kind in kinds):
