@@ -64,7 +64,7 @@ from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.orders import Message
 from massive_sft.scheduling.run_on_ray import run_on_ray
 from massive_sft.scheduling.trials import LaneFailed, ask
-from massive_sft.scheduling.watchdog import Stuck
+from massive_sft.scheduling.watchdog import Limits, Stuck
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import StepDone
 
@@ -376,6 +376,17 @@ def test_reader_that_is_killed_takes_no_cell_with_it(cluster: None, tmp_path: Pa
     run_on_ray(plan, listen, lambda _: None)
     assert killed
     assert [record.status for record in records(tmp_path).values()] == [Status.COMPLETE] * len(plan.cells)
+
+
+def test_run_that_starts_slowly_takes_its_own_processes_for_no_other_job_s(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_on_ray_module, "LIMITS", Limits(silence_s=0.2))
+    _, said = run(small_sweep(tmp_path, measures=[]))
+    silent = [text for text in said if text.startswith("nothing moved for")]
+    assert any("free: 0 CPU" in text for text in silent), said
+    assert any("lane 1 x 1 CPU #1 starts" in text for text in silent), said
+    assert not [text for text in silent if "other jobs" in text]
 
 
 def run_beside_a_holder(path: Path) -> None:

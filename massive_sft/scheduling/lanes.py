@@ -171,6 +171,10 @@ class Lanes:
         """Return the names of the lanes that are up."""
         return sorted(self._lanes)
 
+    def placed(self) -> set[str]:
+        """Return the names of the lanes that have their place, whether or not their processes are up."""
+        return {lane.name for lane in list(self._lanes.values()) if math.isfinite(lane.place.since_s)}
+
     def needs(self, names: Collection[str]) -> Counter[str]:
         """Return the CPUs and GPUs of these lanes."""
         shapes = [lane.shape for lane in list(self._lanes.values()) if lane.name in names]

@@ -47,7 +47,7 @@ from massive_sft.scheduling.judges import Judges
 from massive_sft.scheduling.lane_pool import LanePool
 from massive_sft.scheduling.lanes import Lanes
 from massive_sft.scheduling.leaving import leave
-from massive_sft.scheduling.live_nodes import live_nodes
+from massive_sft.scheduling.live_nodes import is_alone, live_nodes
 from massive_sft.scheduling.named_cluster import named_cluster
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.pool import MAX_CONCURRENCY
@@ -270,11 +270,13 @@ class _Run:
 
     def _who_waits(self, pool: State, queue: State, lanes: Sequence[str]) -> str:
         """Return in a sentence who waits for what, and how much of the cluster is free or other jobs have."""
+        pool = {**pool, "up": pool["up"] | self.lanes.placed()}
         held, scorers = self.lanes.needs(pool["up"]), self.demand.rules.scorer.needs()
         scoring = sum(group.size for group in self.scorers.seen(queue, {}) if not group.waits_s)
         total, available = ray.cluster_resources(), ray.available_resources()
         free = {name: available.get(name, 0.0) for name in ("CPU", "GPU") if name in total}
         taken = {name: total[name] - left - held[name] - scoring * scorers[name] for name, left in free.items()}
+        taken = {} if is_alone() else taken  # then what is left is this run's own, of scorers that start
         return who_waits(pool, queue, lanes, free, taken)
 
     def _states(self) -> tuple[State, State]:
