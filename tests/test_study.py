@@ -21,7 +21,14 @@ from massive_sft.ledger.store import Ledger
 from massive_sft.report.heat_table import ROW, heat_table
 from massive_sft.study import contrasts, correlate, findings, frames, tables
 from massive_sft.study.model_map import principal_axes
-from massive_sft.study.paired_gains import SampleReader, Samples, compare, paired_interval, with_paired_intervals
+from massive_sft.study.paired_gains import (
+    SampleReader,
+    Samples,
+    compare,
+    early_interval,
+    paired_interval,
+    with_paired_intervals,
+)
 from massive_sft.study.text_sets import text_set_frame
 from massive_sft.suites import metrics
 from massive_sft.tracking.run_fields import describe_record
@@ -437,6 +444,21 @@ def test_paired_interval_of_right_and_wrong_answers_holds_the_truth_where_few_ch
         assert -1 <= low <= (gained - gone) / 20 <= high <= 1
         held += low <= learnt - lost <= high
     assert held / draws >= 0.95
+
+
+def test_interval_of_an_early_gain_holds_the_truth_where_few_of_the_answers_changed() -> None:
+    """Of 313 questions; Student's t holds it in 83 % of draws, and has no interval where no answer changed."""
+    base, draws, held = samples([1.0] * 400), 1000, 0
+    for lost in np.random.default_rng(0).binomial(313, 0.01, draws).tolist():
+        gain = -lost / 313
+        low, high = early_interval(base, samples([0.0] * lost + [1.0] * (313 - lost)), gain) or (1.0, -1.0)
+        assert low <= gain <= high
+        held += low <= -0.01 <= high
+    assert held / draws >= 0.94
+    assert early_interval(samples([1.0] * 300), base, 0.0) is None  # the base was not asked all of them
+    halves = samples([0.5, 1.0, 0.0])
+    low, high = stats.t.interval(0.95, 2, 0.5, stats.sem([0.5, 0.0, 1.0]))
+    assert early_interval(samples([0.0, 1.0, -1.0, 0.0]), halves, 0.5) == pytest.approx((low, high))
 
 
 def test_interval_is_told_where_no_answer_changed_and_where_all_were_learnt() -> None:

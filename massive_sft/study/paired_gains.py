@@ -182,15 +182,18 @@ def _of_changes(changes: np.ndarray) -> tuple[float, float]:
 
 
 def early_interval(base: Samples, early: Samples, gain: float) -> tuple[float, float] | None:
-    """Return the 95 % interval of an early answer's gain, from the questions that were asked (Student's t).
+    """Return the 95 % interval of an early answer's gain, from the questions that were asked.
 
-    None where the base model's values of them are not there, and where no answer changed, or all alike.
+    Of answers that are right or wrong as of a full score's (``_of_changes``), else Student's t. None where the base
+    model's values of them are not there, and where no value that is more than right or wrong changed, or all alike.
     """
-    before = dict(zip(base.documents, base.values, strict=True))
-    n = len(early.documents)
-    if n < 2 or not all(question in before for question in early.documents):
+    before, n = base.among(frozenset(early.documents)), len(early.documents)
+    after = early.among(frozenset(before.documents))
+    if n < 2 or len(before.documents) < n:
         return None
-    differences = early.values - np.array([before[question] for question in early.documents])
+    differences = after.values - before.values
+    if _is_right_or_wrong(before) and _is_right_or_wrong(after):
+        return _of_changes(differences)
     spread = float(differences.std(ddof=1))
     if spread <= EQUAL:
         return None
