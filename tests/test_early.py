@@ -55,6 +55,27 @@ def test_early_answers_miss_the_full_difference_in_less_than_one_of_twenty(
     assert max(missed.values()) <= 0.05 * orders
 
 
+def test_questions_that_say_the_same_are_asked_as_far_apart_as_others() -> None:
+    """Side by side four of a kind would count as four: 25 of 100 such scores missed by more than they said."""
+    draw, missed, orders = np.random.default_rng(0), 0, 100
+    for order in range(orders):
+        said = [f"{order} {number % 250}" for number in range(1000)]
+        asked = {"leaf": [Likelihood(number, number, 0, text, 1, "", "") for number, text in enumerate(said)]}
+        answers = draw.choice([-1.0, 0.0, 1.0], 250, p=[0.1, 0.8, 0.1])
+        differences = np.array([answers[doc % 250] for _, doc in interim_looks.shuffled(asked)])
+        for share in interim_looks.SHARES:
+            part = differences[: math.ceil(share * 1000)]
+            half = early.half_width(part, 1000)
+            if half <= 0.06:
+                missed += abs(part.mean() - differences.mean()) > half + 1e-12
+                break
+    assert missed <= 0.05 * orders
+    alone = {"leaf": asked["leaf"][:250]}  # questions that differ stand as they did
+    assert [doc for _, doc in interim_looks.shuffled(asked) if doc < 250] == [
+        doc for _, doc in interim_looks.shuffled(alone)
+    ]
+
+
 def test_a_sample_in_which_no_answer_changed_is_not_sure_that_none_did() -> None:
     assert early.half_width(np.zeros(60), 1000) > 0.05
     assert early.half_width(np.zeros(500), 1000) < 0.02

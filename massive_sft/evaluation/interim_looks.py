@@ -37,15 +37,27 @@ def looks_key(protocol: str) -> str:
 def shuffled(asked: Mapping[str, Sequence[Request]]) -> list[Question]:
     """Return the questions in the order in which they are asked: that of hashes of what they say.
 
+    Of questions that say the same each has a place of its own: side by side they would be answered alike, and tell
+    less than as many others.
+
     Args:
         asked: requests by leaf task.
     """
-    hashes = {(leaf, request.doc): request.doc_hash for leaf, requests in asked.items() for request in requests}
-    return sorted(hashes, key=lambda question: (_digest(question[0], hashes[question]), question))
+    digests: dict[Question, str] = {}
+    met = Counter[tuple[str, str]]()
+    for leaf, requests in asked.items():
+        for request in requests:
+            if (leaf, request.doc) not in digests:
+                said = leaf, request.doc_hash
+                digests[leaf, request.doc] = _digest(*said, met[said])
+                met[said] += 1
+    return sorted(digests, key=lambda question: (digests[question], question))
 
 
-def _digest(leaf: str, doc_hash: str) -> str:
-    return hashlib.sha256(f"{leaf}\n{doc_hash}".encode()).hexdigest()
+def _digest(leaf: str, doc_hash: str, number: int) -> str:
+    """Return what a question is sorted by; ``number`` is how many before it say the same."""
+    text = f"{leaf}\n{doc_hash}" + (f"\n{number}" if number else "")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Looks:
