@@ -99,6 +99,36 @@ def test_model_s_own_generation_settings_play_no_part_and_its_limit_is_refused(s
         scorer(server).score(asked()[-1:])
 
 
+def test_one_of_two_tokens_that_are_as_likely_is_the_likeliest(server: StandIn) -> None:
+    """As happens in bf16; vLLM's rank of either is 2 where it is asked for no other."""
+    letters = "xyz"
+    with torch.no_grad():
+        rows = server.model.get_output_embeddings().weight
+        rows.zero_()
+        rows[world.tokenizer().convert_tokens_to_ids(list(letters))] = torch.tensor([[1.0], [1.0], [-1.0]])
+    pairs = [(context, letter) for context in ("red", "blue", "green", "two") for letter in letters]
+    requests = [Likelihood(index, index, 0, "", 1, *pair) for index, pair in enumerate(pairs)]
+    found, expected = (
+        [one.greedy for one in engine.score(requests)[0]]  # type: ignore[union-attr]
+        for engine in (scorer(server), PlainScorer(server.model, world.tokenizer(), ends={1}))
+    )
+    assert found == expected and sum(found) == 4 and any(found[::3])
+
+
+def test_answer_that_the_server_breaks_off_is_refused(server: StandIn) -> None:
+    """A vLLM that is stopped or put to sleep answers 200 with what it has."""
+
+    def broken_off(path: str, body: dict[str, Any]) -> Reply | None:
+        if "completions" not in path:
+            return None
+        choice = server.choice(body | {"max_tokens": 2})
+        return 200, {"choices": [choice | {"finish_reason": "abort"}]}
+
+    server.reply = broken_off
+    with pytest.raises(Unsupported, match=r"ends an answer at 2 of 12 tokens \(abort\)"):
+        scorer(server).score(asked()[-1:])
+
+
 def test_adapter_whose_loading_was_answered_too_late_is_used_and_taken_away(
     server: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -86,11 +86,17 @@ class StandIn:
             finish = "stop" if ended else "length"
         shown = None
         if "prompt_logprobs" in body:
-            shown = [None] + [
-                {str(token): {"logprob": float(row[token]), "rank": int((row > row[token]).sum()) + 1}}
-                for row, token in zip(logprobs, tokens[1:], strict=False)
-            ]
+            pairs = zip(logprobs, tokens[1:], strict=False)
+            shown = [None] + [shown_at(row, token, body["prompt_logprobs"]) for row, token in pairs]
         return {"index": 0, "token_ids": made, "finish_reason": finish, "prompt_logprobs": shown}
+
+
+def shown_at(row: torch.Tensor, token: int, count: int) -> dict[str, dict[str, float]]:
+    """Return what vLLM 0.10 and later shows of a token: all as likely count in its rank, unless it is of the first."""
+    shown = {str(token): {"logprob": float(row[token]), "rank": int((row >= row[token]).sum())}}
+    for place, other in enumerate(row.argsort(descending=True, stable=True)[:count].tolist()):
+        shown[str(other)] = {"logprob": float(row[other]), "rank": place + 1}
+    return shown
 
 
 @contextmanager

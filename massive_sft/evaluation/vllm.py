@@ -161,8 +161,12 @@ class VllmScorer:
         return sum(logprob for logprob, _ in predicted), all(first for _, first in predicted)
 
     def _predicted(self, model: str, tokens: Sequence[int], start: int) -> list[tuple[float, bool]]:
-        """Return the log-probability of each token from ``start`` on, and whether it was the likeliest."""
-        choice = self._server.complete(model, tokens, max_tokens=1, prompt_logprobs=0)
+        """Return the log-probability of each token from ``start`` on, and whether it was the likeliest.
+
+        The likeliest is asked for beside each token, for its rank alone counts all that are as likely, as happens
+        in bf16: of two of them neither would be the first.
+        """
+        choice = self._server.complete(model, tokens, max_tokens=1, prompt_logprobs=1)
         try:
             entries = [choice["prompt_logprobs"][place][str(tokens[place])] for place in range(start, len(tokens))]
             return [(float(entry["logprob"]), entry["rank"] == 1) for entry in entries]
@@ -195,11 +199,13 @@ class VllmScorer:
             if writing.finish is not None:
                 break
             writing.take(token)
-        if writing.finish is None and choice.get("finish_reason") == "length":
+        ended = choice.get("finish_reason")
+        if writing.finish is None and ended != "stop":
             told = f"the vLLM server at {self._server.address} ends an answer at {len(made)} of {prompt.most} tokens"
-            raise Unsupported(f"{told}: start it with --generation-config vllm")
-        if writing.finish is None:  # it may leave out the token that ended an answer
-            writing.finish = "eos" if choice.get("finish_reason") == "stop" else "length"
+            # "abort": it is stopped or put to sleep, and gives what it has as if that were all.
+            remedy = ": start it with --generation-config vllm" if ended == "length" else f" ({ended}): ask it again"
+            raise Unsupported(told + remedy)
+        writing.finish = writing.finish or "eos"  # it may leave out the token that ended an answer
         return writing
 
 
