@@ -198,3 +198,15 @@ def test_sweep_whose_servers_cannot_score_it_is_refused(server: StandIn, tmp_pat
     assert problems(server.url) == [whole]
     by_name = served_by(Model(path="base"), Vllm(servers=(server.url,)))
     assert by_name[1].root == server.root
+
+
+def test_server_that_is_stopped_is_no_matter_to_who_is_served_by_another(server: StandIn, tmp_path: Path) -> None:
+    with stand_in(server.model, server.tokenizer, "") as another:
+        stopped = another.url
+    servers = Vllm(servers=(stopped, server.url))
+    server.root = f"{tmp_path}/"  # as a shell completes it
+    assert served_by(Model(path=str(tmp_path)), servers)[0].address == server.url
+    with pytest.raises(Unsupported, match=rf"no vLLM server has other; served: base .*; .*{stopped}.* does not answer"):
+        served_by(Model(hub="other"), servers)
+    with pytest.raises(Unsupported, match=r"^the vLLM server at .* does not answer"):
+        served_by(Model(hub="other"), Vllm(servers=(stopped,)))

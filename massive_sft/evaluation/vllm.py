@@ -35,21 +35,27 @@ R = TypeVar("R")
 
 
 def served_by(model: Model, servers: Vllm) -> tuple[VllmServer, Served]:
-    """Return the server that has a base model, and as what.
+    """Return the first server that has a base model, and as what.
 
     Raises:
-        Unsupported: one does not answer, or none has it.
+        Unsupported: none has it of those that answer; with what the others say.
     """
     place = place_of(model)
     wanted = {place} | ({str(Path(place).resolve())} if model.path is not None else set())
-    seen: list[str] = []
+    seen, silent = list[str](), list[str]()
     for address in servers.servers:
         server = VllmServer(address, servers.timeout)
-        for base in server.bases():
+        try:
+            bases = server.bases()
+        except Unsupported as error:  # another model's may have been stopped
+            silent.append(str(error))
+            continue
+        for base in bases:
             if wanted & {base.name, base.root}:
                 return server, base
             seen.append(f"{base.name} ({base.root})")
-    raise Unsupported(f"no vLLM server has {place}; served: {', '.join(seen) or 'nothing'}")
+    told = [f"no vLLM server has {place}; served: {', '.join(seen) or 'nothing'}"] if seen or not silent else []
+    raise Unsupported("; ".join([*told, *silent]))
 
 
 def vllm_scorer(

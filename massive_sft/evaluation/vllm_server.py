@@ -32,7 +32,7 @@ class Served:
 
     Attributes:
         name: by which it is asked for.
-        root: the folder or hub id that its weights are from.
+        root: the folder or hub id that its weights are from, without a slash at its end.
         max_tokens: of prompt and answer together.
     """
 
@@ -65,7 +65,9 @@ class VllmServer:
         """Return the models that are served, adapters left out."""
         try:
             return [
-                Served(one["id"], one["root"], int(one["max_model_len"])) for one in self._listed() if not one["parent"]
+                Served(one["id"], str(one["root"]).rstrip("/"), int(one["max_model_len"]))
+                for one in self._listed()
+                if not one["parent"]
             ]
         except (KeyError, TypeError, ValueError) as error:
             raise Unsupported(f"{self.address}: does not list its models as vLLM does ({error!r})") from error
