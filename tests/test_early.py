@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,21 @@ def test_a_scorer_that_died_goes_on_with_the_same_looks_and_a_full_score_asks_on
     straight = run(tmp_path, asked, Answering(), weights="straight").scores["tiny_mc-0shot"]
     assert full == straight
     assert not list((tmp_path / "tuned" / "responses").glob("*.looks"))
+
+
+def test_nothing_is_asked_again_where_a_scorer_died_as_it_took_away_the_looks(tmp_path: Path) -> None:
+    asked = prepared(tmp_path, write_tasks(tmp_path, 64)["tiny_mc"])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, asked, Answering(last=4 * 32), 5.0)
+    (looks,) = (tmp_path / "tuned" / "responses").glob("*.looks")
+    shutil.copytree(looks, tmp_path / "kept")
+    table = run(tmp_path, asked, Answering(), 5.0).scores["tiny_mc-0shot"]
+    assert not looks.exists()
+    shutil.copytree(tmp_path / "kept", looks)  # without the last one, as if it had died in between
+    shutil.rmtree(tmp_path / "cache")
+    again = Answering()
+    assert run(tmp_path, asked, again, 5.0).scores["tiny_mc-0shot"] == table
+    assert not again.asked and not looks.exists()
 
 
 def test_all_questions_are_asked_while_the_base_model_is_not_scored_and_a_full_score_is_taken(tmp_path: Path) -> None:

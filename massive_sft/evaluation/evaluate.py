@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from massive_sft.core.errors import Unsupported
+from massive_sft.core.errors import Corrupt, Unsupported
 from massive_sft.evaluation import aggregate
 from massive_sft.evaluation.build import BenchmarkRequests, PreparedBenchmarks
 from massive_sft.evaluation.early import EarlyScores, FindBase, early_protocol, score_early
@@ -19,7 +19,7 @@ from massive_sft.evaluation.generate import CPU_SLOTS, GPU_SLOTS
 from massive_sft.evaluation.interim_looks import Looks, looks_key
 from massive_sft.evaluation.protocol import ScoreCache, protocol_id, write
 from massive_sft.evaluation.requests import Request
-from massive_sft.evaluation.responses import CONTEXTS_CUT, Response, answer_requests
+from massive_sft.evaluation.responses import CONTEXTS_CUT, Response, answer_requests, read_responses
 from massive_sft.evaluation.sample_values import parquet
 from massive_sft.evaluation.scorer import Scorer
 from massive_sft.evaluation.shards import Cut
@@ -196,6 +196,9 @@ class _Benchmark:
         """
         begun, whole = (self.responses.list(key) for key in (looks_key(self.protocol), self.protocol))
         self.result.resumed |= {self.benchmark.requests.label} if begun or whole else set()
+        if begun and whole and self._is_merged():
+            self.responses.delete(looks_key(self.protocol))
+            return None
         if not begun and (until is None or whole):
             return None
         looks = Looks(self.benchmark.requests, self.responses.at(looks_key(self.protocol)), self.scorer.cut)
@@ -218,6 +221,16 @@ class _Benchmark:
         self._warn_of_cuts(happened)
         self.result.happened[self.benchmark.requests.label] = happened
         return early
+
+    def _is_merged(self) -> bool:
+        """Return whether all looks were put together, by who died before it had taken them away."""
+        requests = self.benchmark.requests
+        try:
+            for leaf in requests.leaves:
+                read_responses(requests, leaf, self.responses.at(self.protocol), self.weights)
+        except (FileNotFoundError, Corrupt):
+            return False
+        return True
 
     def scores(self) -> tuple[dict[str, Any], bytes]:
         """Answer what is left of all questions; return the table, and the per-sample values as Parquet."""
