@@ -133,6 +133,10 @@ def test_load_rows_from_the_hub_equals_the_local_file(tmp_path, monkeypatch):
     assert loaded.rows[2].place == "data[train] row 2"
     with pytest.raises(InvalidInput, match=r'datasets.d.hub: cannot be loaded: Unknown split "nope"'):
         load_rows(Dataset(hub="data", split="nope", format="gsm8k"), "datasets.d")
+    parts = [{"config_name": part, "data_files": "d.jsonl"} for part in ("one", "two")]
+    (tmp_path / "data" / "README.md").write_text(f"---\nconfigs: {json.dumps(parts)}\n---\n")
+    with pytest.raises(InvalidInput, match=r"Config name is missing. Please pick one .*'one', 'two'"):
+        load_rows(Dataset(hub="data", format="gsm8k"), "datasets.d")
 
 
 # Mappings

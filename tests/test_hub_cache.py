@@ -20,6 +20,7 @@ from small_sweep import copy_world, small_sweep
 
 from massive_sft.models import hub
 from massive_sft.models.hub import pinned_folder
+from massive_sft.models.load_errors import load_error
 from massive_sft.sweep.schema import Dataset, Model
 
 COMMIT = "a" * 40
@@ -120,6 +121,37 @@ def test_dataset_is_read_whole_where_the_cache_has_some_of_its_files(served: str
     )
     done = online(tmp_path, served, "-c", script)
     assert done.stdout.split() == [str(count) for count in (ROWS[0], sum(ROWS), ROWS[1], sum(ROWS))], done.stderr
+
+
+def test_dataset_whose_download_breaks_off_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    class Broken(Hub):
+        root = tmp_path / "served"
+
+        def answer(self, status: int, data: bytes, **headers: str) -> None:
+            cut = status == 200 and self.path.endswith("a.jsonl") and self.command == "GET"
+            super().answer(status, b"" if cut else data, **(headers | ({"Content-Length": "1000"} if cut else {})))
+            self.close_connection = True
+
+    facts = tmp_path / "served" / "datasets" / "acme" / "facts"
+    facts.mkdir(parents=True)
+    (facts / "a.jsonl").write_text("{}")
+    script = (
+        "from massive_sft.core.errors import InvalidInput\n"
+        "from massive_sft.data.file_readers import load_rows\n"
+        "from massive_sft.sweep.schema import Dataset\n"
+        "try:\n"
+        f"    load_rows(Dataset(hub='acme/facts', revision='{COMMIT}', format='alpaca'), 'datasets.facts')\n"
+        "except InvalidInput as error:\n"
+        "    print(error)\n"
+    )
+    with serving(Broken) as address:
+        done = online(tmp_path, address, "-c", script)
+    assert done.stdout.startswith("datasets.facts.hub: cannot be loaded: peer closed connection"), done.stderr[-2000:]
+
+
+def test_refusal_of_a_model_has_the_cause_that_stands_on_the_next_line() -> None:
+    error = OSError("There was a specific connection error when trying to load acme/tiny:\n503 Server Error\nRequest 1")
+    assert str(load_error(Model(hub="acme/tiny"), "tokenizer", error)).endswith("load acme/tiny: 503 Server Error")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from unittest import mock
 from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem, describe_error
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.data.rows import Record
-from massive_sft.models.hub import gated, pinned_folder, unknown
+from massive_sft.models.hub import HUB_ERRORS, gated, pinned_folder, unknown
 from massive_sft.planning.lock import DataCommits
 from massive_sft.sweep.schema import Dataset
 
@@ -57,8 +57,8 @@ def hub_records(dataset: Dataset, place: str) -> Iterator[Record]:
                 revision=None if folder else dataset.revision,
                 data_files=list(dataset.files) if dataset.files else None,
             )
-    except (OSError, ValueError, DatasetsError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (*HUB_ERRORS, ValueError, DatasetsError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__  # a later line has what there is
         rule = why_not_had(str(dataset.hub), error) or f"cannot be loaded: {said[:_SAID]}"
         raise InvalidInput(Problem(f"{place}.hub", rule, dataset.hub)) from error
     for batch in table.iter(batch_size=1024):
