@@ -326,6 +326,27 @@ def test_run_that_was_removed_by_hand_comes_back_with_the_verb_mirror(ledger: Le
     assert {run.data.tags["massive_sft.cell"] for run in found} == set(names)
 
 
+def test_sweeps_own_run_that_was_removed_by_hand_is_restored_and_no_cell_has_two(ledger: Ledger) -> None:
+    names = {write(ledger, number): coordinates(2) for number in (1, 2)}
+    assert not mirror_all(ledger, SWEEP, names, "")
+    parent, before = runs_of(uri_of(ledger))
+    MlflowClient(uri_of(ledger)).delete_run(parent.info.run_id)
+    assert not mirror_all(ledger, SWEEP, names, "")
+    client = MlflowClient(uri_of(ledger))
+    found = client.search_runs([client.get_experiment_by_name(SWEEP).experiment_id])
+    assert {run.info.run_id for run in found} == {run.info.run_id for run in (parent, *before.values())}
+
+
+def test_run_whose_tag_was_removed_by_hand_holds_up_nobody(ledger: Ledger) -> None:
+    names = {write(ledger, number): coordinates(2) for number in (1, 2)}
+    assert not mirror_all(ledger, SWEEP, names, "")
+    run = runs_of(uri_of(ledger))[1][cell_id(1)]
+    MlflowClient(uri_of(ledger)).delete_tag(run.info.run_id, "massive_sft.cell")
+    assert not mirror_all(ledger, SWEEP, names, "")
+    found = MlflowClient(uri_of(ledger)).search_runs([run.info.experiment_id], "tags.`massive_sft.cell` != ''")
+    assert {run.data.tags["massive_sft.cell"] for run in found} == set(names)
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: "{", lambda text: text.replace("{", "[", 3)])
 def test_damaged_notes_cost_no_more_than_writing_again(ledger: Ledger, damage: Callable[[str], str]) -> None:
     names = {write(ledger, number): coordinates(2) for number in (1, 2)}

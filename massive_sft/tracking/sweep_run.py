@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, Run, ViewType
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.provenance import redact
@@ -75,19 +75,29 @@ def find_parent(
 ) -> tuple[Run, str]:
     """Find or make a sweep's own run, and mark it running; return also the roots of other ledgers that have one here.
 
+    One that somebody removed by hand, while the runs of its cells are there, is restored: under another one these
+    would be written a second time, beside the first.
+
     A run without the ledger's id was made by an earlier version: on a server it belongs to whoever has the same root,
     in a local store to its ledger, wherever that was moved.
 
     Args:
         began: when the sweep began, in milliseconds since 1970; asked only for a new run.
     """
-    own: list[Run] = []
-    others: list[Run] = []
-    for run in search(client, experiment, {SWEEP: origin.sweep}):
+
+    def is_own(run: Run) -> bool:
         tags = run.data.tags
         same_place = database_path(uri) is not None or tags.get(LEDGER) == origin.root
-        is_own = tags[LEDGER_ID] == origin.id if LEDGER_ID in tags else same_place
-        (own if is_own else others).append(run)
+        return bool(tags[LEDGER_ID] == origin.id if LEDGER_ID in tags else same_place)
+
+    found = list(search(client, experiment, {SWEEP: origin.sweep}))
+    own, others = [run for run in found if is_own(run)], [run for run in found if not is_own(run)]
+    if not own:
+        removed = search(client, experiment, {SWEEP: origin.sweep}, ViewType.DELETED_ONLY)
+        own = [run for run in removed if is_own(run) and _has_children(client, experiment, run)]
+        for run in own:
+            log.warning("the tracker had the sweep's own run %s in its trash; it is restored", run_id(run))
+            client.restore_run(run_id(run))
     elsewhere = ", ".join(sorted(run.data.tags.get(LEDGER, "an unknown place") for run in others))
     where = f"{socket.gethostname()}:{origin.root}"
     if own:
@@ -108,13 +118,15 @@ def find_parent(
     return client.create_run(experiment, start_time=began(), tags=tags, run_name=name), elsewhere
 
 
-def search(client: MlflowClient, experiment: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """Yield the runs with all of these tags, the oldest first."""
+def search(
+    client: MlflowClient, experiment: str, tags: Mapping[str, str], view: int = ViewType.ACTIVE_ONLY
+) -> Iterator[Run]:
+    """Yield the runs with all of these tags, the oldest first; without those in the trash, or of a ``ViewType``."""
     query = " and ".join(f"tags.`{key}` = '{text}'" for key, text in tags.items())
     token = None
     while True:
         page: Any = client.search_runs(
-            [experiment], query, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
+            [experiment], query, view, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
         )
         yield from page
         token = page.token
@@ -137,13 +149,13 @@ def _only(client: MlflowClient, experiment: str, parents: list[Run]) -> Run:
     """Return the one parent; the second of two that were made by a repeated call is removed."""
     if len(parents) == 1:
         return parents[0]
-    childless = [
-        run
-        for run in parents
-        if not any(next(search(client, experiment, {tag: run_id(run)}), None) for tag in (PARENT, NESTED))
-    ]
+    childless = [run for run in parents if not _has_children(client, experiment, run)]
     kept = next((run for run in parents if run not in childless), parents[0])
     for run in childless:
         if run is not kept:
             remove_second(client, run)
     return kept
+
+
+def _has_children(client: MlflowClient, experiment: str, parent: Run) -> bool:
+    return any(next(search(client, experiment, {tag: run_id(parent)}), None) for tag in (PARENT, NESTED))

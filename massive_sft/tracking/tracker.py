@@ -183,7 +183,9 @@ class Tracker:
         self._remove_nested()
         by_cell: dict[str, Run] = {}
         for run in self._search({PARENT: run_id(self._parent)}):
-            cell = run.data.tags[CELL]
+            cell = run.data.tags.get(CELL)
+            if cell is None:  # somebody removed the tag, and nothing tells whose run it is
+                continue
             by_cell[cell] = self._only([by_cell[cell], run] if cell in by_cell else [run])
         token = secrets.token_hex(8)
         self._client.set_tag(run_id(self._parent), TOKEN, token)
