@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from massive_sft.core.errors import InvalidInput
 from massive_sft.sweep.load import check_sweep, load_sweep
@@ -222,6 +223,35 @@ def test_bad_value_is_refused_with_its_place(raw: dict[str, Any], place: str, va
     found = problems(raw)
     assert any(message in problem for problem in found), found
     assert all(problem.startswith("sweeps/x.yaml: ") for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "hint"),
+    [
+        ("mixtures|chatty", ["lima", "p3"], "{each: [lima, p3]}"),
+        ("mixtures|chatty", [{"each": "lima"}], None),
+        ("settings|lora|lora", 8, "{rank: 8}"),
+        ("settings|lora|lora", "8", None),
+        ("budget", 600.5, "{gpu_hours: 600.5}"),
+        ("models|my-base", ["a/b", "c/d"], None),
+        ("models|my-base", 7, None),
+        ("datasets|lima", [{"path": "a.jsonl"}], None),
+        ("settings|lora|optimizer|betas", "0.9", None),
+        ("blocks|0|exclude", "lima", None),
+        ("evaluation|tasks", 7, None),
+        ("storage", ["runs"], None),
+        ("tracking", True, None),
+    ],
+)
+def test_only_what_would_be_accepted_is_hinted_at(
+    raw: dict[str, Any], place: str, value: Any, hint: str | None
+) -> None:
+    put(raw, place, value)
+    (found,) = problems(raw)
+    assert found.endswith(f" (did you mean {hint}?)") if hint else "did you mean" not in found
+    if hint is not None:
+        put(raw, place, YAML(typ="safe").load(hint))
+        check_sweep(raw, NAME)
 
 
 def test_key_in_place_of_its_variable_is_not_repeated(raw: dict[str, Any]) -> None:

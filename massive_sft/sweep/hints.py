@@ -59,22 +59,23 @@ def hint_of_key(key: str | int, value: Any, owner: type[BaseModel] | None) -> st
 
 
 def hint_of_mapping(kind: str, value: Any) -> str:
-    """Return the mapping that a text, number or list stands for.
+    """Return the mapping that a text, number or list stands for; an empty text where the schema takes none with it.
 
     Args:
         kind: the class of the schema that is asked for.
         value: what stands there instead.
     """
-    write = SHORT_FORMS.get(kind)
-    usual = write is not None and isinstance(value, str | int | list) and value
-    return f"did you mean {write(value)}?" if write is not None and usual else ""
+    write, usual = SHORT_FORMS.get(kind), isinstance(value, NUMBERS.get(kind, str)) and not isinstance(value, bool)
+    if kind == "MixtureEntry" and isinstance(value, list):
+        usual = all(isinstance(item, str) for item in value)
+    return f"did you mean {write(value)}?" if write is not None and usual and value else ""
 
 
 def hint_of_list(kind: str, value: Any) -> str:
     """Return the list that its only entry stands for; ``kind`` as above, empty where entries may be texts."""
     if isinstance(value, Mapping):
         return "each entry begins with -"
-    if not isinstance(value, str | int):
+    if not isinstance(value, str):
         return ""
     entry = SHORT_FORMS[kind](value) if kind in SHORT_FORMS else "" if kind else _yaml(value)
     return f"did you mean [{entry}]?" if entry else ""
@@ -105,6 +106,8 @@ SHORT_FORMS: dict[str, Callable[[Any], str]] = {
     "Budget": lambda value: f"{{gpu_hours: {_yaml(value)}}}",
     "Protocol": lambda value: f"{{engine: {_yaml(value)}}}",
 }
+# Those that a number stands for; the others are written short as a text.
+NUMBERS: dict[str, Any] = {"Lora": int, "Budget": int | float}
 
 
 def _yaml(value: Any) -> str:

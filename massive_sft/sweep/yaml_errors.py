@@ -223,12 +223,12 @@ def _hint(item: Any, location: Location, owner: type[BaseModel] | None, root: ty
 
 
 def _entry_kind(owner: type[BaseModel] | None, name: str | int) -> str:
-    """Return the class that the entries of a list must be of; an empty text where they may be texts."""
+    """Return the class that the entries of a list must be of, such as float; an empty text where they may be texts."""
     field = _field(owner, str(name)) if owner is not None else None
     lists = _alternatives(field.annotation) if field is not None else []
     kinds = [kind for each in lists for entry in typing.get_args(each)[:1] for kind in _alternatives(entry)]
-    is_class = [isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds]
-    return kinds[0].__name__ if kinds and all(is_class) else ""
+    takes_texts = any(kind is str or typing.get_origin(kind) is typing.Literal for kind in kinds)
+    return "" if takes_texts or not kinds else str(kinds[0].__name__)
 
 
 def _printable(value: Any) -> Any:
