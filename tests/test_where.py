@@ -77,7 +77,7 @@ def test_narrowed_run_keeps_its_whole_trajectory(plan: Plan) -> None:
         ("model=", ['needs a value after model= (an empty one is ""), got \'\'']),
         ("model=a|", ["--where, character 9: needs a value"]),
         ("model=a or model=b", ["--where, character 9: must go on with `and`", "got 'or model=b'"]),
-        ("model=a and", ["--where, character 9: must go on with `and`"]),
+        ("model=a and", ["--where, character 12: must be KEY=VALUE"]),
         ("model=a and ", ["--where, character 12: must be KEY=VALUE"]),
         ('model="a', ["--where, character 7: needs a value"]),
         ("epoch=one and status=DONE", ["epoch: must be a whole number, got 'one'", "status: must be a status, got 'DONE'"]),

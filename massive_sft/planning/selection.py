@@ -29,7 +29,7 @@ _NUMBERS = ("size", "horizon", "epoch", "seed")
 
 _KEY = re.compile(r"\s*([^\s=!|'\"]+)\s*(!=|=)\s*")
 _VALUE = re.compile(r"""\s*(?:"((?:[^"]|"")*)"|'((?:[^']|'')*)'|([^\s|'"]+))\s*""")
-_AND = re.compile(r"\s*and(?=\s)", re.IGNORECASE)
+_AND = re.compile(r"\s*and(?=\s|$)", re.IGNORECASE)
 _BAR = re.compile(r"\|")
 
 
