@@ -18,8 +18,9 @@ from evaluation_world import own_datasets_cache, write_group, write_tasks
 from massive_sft.evaluation import aggregate, build, early, interim_looks, wrapping
 from massive_sft.evaluation.build import PreparedBenchmarks
 from massive_sft.evaluation.evaluate import EvaluationResult, Until, evaluate
+from massive_sft.evaluation.gold import read_gold
 from massive_sft.evaluation.protocol import ScoreCache
-from massive_sft.evaluation.requests import Generation, Likelihood, Request
+from massive_sft.evaluation.requests import Generation, Likelihood, Request, read_requests
 from massive_sft.evaluation.responses import GenerationResponse, LikelihoodResponse, Response, read_responses
 from massive_sft.evaluation.scorer import PlainScorer
 from massive_sft.evaluation.tree import TreeScorer
@@ -240,6 +241,32 @@ def test_what_is_no_mean_of_questions_is_scored_in_full(tmp_path: Path) -> None:
     run(tmp_path, asked, PlainScorer(model, tokenizer), weights="base")
     table = run(tmp_path, asked, PlainScorer(model, tokenizer), 99.0).scores["tiny_bpb-0shot"]
     assert "early" not in table and table["tasks"]["tiny_bpb"]["bits_per_byte,none"]["n"] == 5
+
+
+def test_a_group_whose_parts_count_alike_is_scored_in_full_where_the_base_is_wrong_about_all(tmp_path: Path) -> None:
+    """Its score is then that of a mean of questions too, by chance: 0."""
+    asked = prepared(tmp_path, write_group(tmp_path, False))
+
+    class AtChance(Answering):
+        def __init__(self, right: Callable[[int], bool]):
+            super().__init__()
+            self.right = right
+
+        def _answer(self, request: Request) -> Response:
+            picked = golds[request.doc_hash] + (not self.right(request.doc))
+            return LikelihoodResponse(request.index, -1.0 - (request.choice - picked) % 4, False, 1)
+
+    golds: dict[str, int] = {}
+    for leaf in asked.benchmarks[0].requests.leaves:
+        answers = read_gold(asked.benchmarks[0].requests, leaf.name)
+        for request in read_requests(asked.benchmarks[0].requests, leaf):
+            assert isinstance(request, Likelihood)
+            if request.continuation.strip() == answers[request.doc].strip():
+                golds[request.doc_hash] = request.choice
+    base = run(tmp_path, asked, AtChance(lambda doc: False), weights="base").scores["group-0shot"]
+    assert base["groups"]["both"]["acc,none"]["value"] == 0.0
+    table = run(tmp_path, asked, AtChance(lambda doc: doc < 5), 99.0).scores["group-0shot"]
+    assert "early" not in table and table["groups"]["both"]["acc,none"]["value"] == pytest.approx((5 / 12 + 1) / 2)
 
 
 def test_the_trie_engine_answers_look_by_look_as_the_plain_one_does(tmp_path: Path) -> None:

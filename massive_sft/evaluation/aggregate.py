@@ -107,15 +107,26 @@ def metrics_without_mean(benchmark: BenchmarkRequests, sandbox: Choice | None = 
     """
     loaded = load(benchmark.task, sandbox, benchmark.commits)
     groups = {name: group for name, group in loaded.groups.items() if group.has_aggregation}
+    headline = standing_for(title(benchmark.task), groups, loaded.tasks)
+    odd = parts_without_mean(benchmark, sandbox)
+    return tuple(f"{name}/{metric}" for kind, name, metric in odd if (kind, name) in headline)
+
+
+def parts_without_mean(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> list[tuple[str, str, str]]:
+    """Return the metrics of all tasks and groups that are no means of questions' values: kind, name, metric.
+
+    Raises:
+        TaskUnavailable: the benchmark cannot be loaded.
+    """
+    loaded = load(benchmark.task, sandbox, benchmark.commits)
     found = []
-    for kind, name in sorted(standing_for(title(benchmark.task), groups, loaded.tasks)):
-        if kind == "group":
-            combined = groups[name].aggregate_metric_list or ()
-            found += [f"{name}/{metric.metric}" for metric in combined if not metric.weight_by_size]
-        else:
-            combined_by = loaded.tasks[name].aggregation()
-            found += [f"{name}/{metric}" for metric in combined_by if combined_by[metric] is not lm_metrics.mean]
-    return tuple(found)
+    for name, group in sorted(loaded.groups.items()):
+        combined = (group.aggregate_metric_list or ()) if group.has_aggregation else ()
+        found += [("group", name, metric.metric) for metric in combined if not metric.weight_by_size]
+    for name, task in sorted(loaded.tasks.items()):
+        combined_by = task.aggregation()
+        found += [("task", name, metric) for metric in combined_by if combined_by[metric] is not lm_metrics.mean]
+    return found
 
 
 def dry_run(benchmark: BenchmarkRequests, sandbox: Choice | None = None) -> None:

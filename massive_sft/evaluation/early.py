@@ -9,7 +9,7 @@ estimated is the score that all questions would give, of which those asked are a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,8 @@ def score_early(
         if base is not None:
             found = values_of(benchmark, looks.read(look, weights), sandbox)
             members = aggregate.members_of(benchmark, sandbox)
-            judged = _judged(title(benchmark.task), *base, found.values, members, points / 100)
+            odd = aggregate.parts_without_mean(benchmark, sandbox)
+            judged = _judged(title(benchmark.task), *base, found.values, members, odd, points / 100)
             if judged is not None:
                 parts, widest = judged
                 counts = {"questions": looks.sizes[look - 1], "of": looks.total, "look": look, "until": points}
@@ -176,6 +177,7 @@ def _judged(
     base_samples: bytes,
     values: Values,
     members: Mapping[str, tuple[str, ...]],
+    odd: Collection[tuple[str, str, str]],
     enough: float,
 ) -> tuple[dict[str, dict[str, Any]], float] | None:
     """Return ``tasks`` and ``groups`` of a table of early scores, and the largest half-width that counts.
@@ -186,6 +188,7 @@ def _judged(
         benchmark: its name without shots.
         values: of the tuned model.
         members: the leaf tasks of each group.
+        odd: as of ``aggregate.parts_without_mean``: of these there are no estimates.
         enough: the half-width that is.
     """
     base = _values_in(base_samples)
@@ -193,7 +196,10 @@ def _judged(
     parts |= {("group", name): members[name] for name in base_table["groups"]}
     estimates: dict[tuple[str, str], dict[str, Estimate | None]] = {
         (kind, name): {
-            key: _estimate_part(base, values, leaves, key, entry) for key, entry in base_table[f"{kind}s"][name].items()
+            key: None
+            if (kind, name, key.rpartition(",")[0]) in odd
+            else _estimate_part(base, values, leaves, key, entry)
+            for key, entry in base_table[f"{kind}s"][name].items()
         }
         for (kind, name), leaves in parts.items()
     }
