@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -762,6 +763,41 @@ def test_invalidate_refuses_a_training_of_which_a_cell_without_record_is_scored(
     assert training.is_dir()
     assert "1 cell and 1 training are invalidated" in invalidate(path, "--where", "setting=lora and epoch=1")
     assert not training.exists()
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_invalidate_waits_for_an_owner_elsewhere_that_stands_still_and_refuses_one_that_lives(
+    beats: bool, copy: Path
+) -> None:
+    path = small_sweep(copy)
+    cell = records(path)["lora-2"].cell
+    place = Ledger.open(make_plan(load_sweep(path)).root).cell_dir(cell) / "lease"
+    process = {"host": "elsewhere", "boot": "b", "pid_namespace": "n", "pid": 1, "started": "1"}
+    head = json.dumps({"name": "elsewhere:1", "token": "t", "ttl": 3600.0 if beats else 0.5, "process": process})
+    number = max(int(file.name) for file in place.iterdir()) + 1
+
+    def beat(count: int) -> None:
+        (place / str(number)).write_text(f"{head}\n{count:020d} held    \n")
+
+    over = threading.Event()
+
+    def live() -> None:
+        count = 1
+        while not over.wait(0.1):
+            count += 1
+            beat(count)
+
+    beat(1)
+    if beats:
+        living = threading.Thread(target=live)
+        living.start()
+        with pytest.raises(InvalidInput, match=f"somebody works on it.*{cell}"):
+            invalidate(path, "--where", "setting=lora and epoch=2")
+        over.set()
+        living.join()
+        assert records(path)["lora-2"].status is Status.COMPLETE
+    else:
+        assert "2 cells and 1 training are invalidated" in invalidate(path, "--where", "setting=lora and epoch=2")
 
 
 def test_invalidate_takes_a_training_none_of_whose_cells_has_a_record(copy: Path) -> None:

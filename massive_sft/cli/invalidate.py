@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Container, Iterator
+import time
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +23,8 @@ from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import ASIDE
+from massive_sft.ledger.lease import Lease, read_lease
+from massive_sft.ledger.process_identity import is_running
 from massive_sft.ledger.provenance import capture_provenance, redact
 from massive_sft.ledger.record import INVALIDATED, Record, Status
 from massive_sft.ledger.storage import Root
@@ -31,6 +35,7 @@ from massive_sft.running.recorder import now
 from massive_sft.sweep.cell import Coordinates
 
 OWNER = "massive-sft invalidate"
+POLL_S = 0.5  # seconds between looks at whether a process elsewhere still lives
 CELL_FILES = ("responses", "scores", "verdicts", "layers.parquet")
 TRAJECTORY_FILES = ("training", "snapshots", "resume", "kept", "attempts")
 
@@ -71,7 +76,7 @@ def invalidate(
     plan, ledger = read_plan(file, overlay)
     invalidation = find_invalidated(select_cells(plan, parse_where(where)), ledger, with_training=not scores)
     if not dry_run and (invalidation.records or invalidation.trajectories):
-        set_aside(invalidation, ledger, reason.strip())
+        set_aside(invalidation, ledger, reason.strip(), console(is_error=True).print)
     if as_json:
         cells = [{"cell": record.cell, "beside": record.cell in invalidation.beside} for record in invalidation.records]
         counts = {"trajectories": list(invalidation.trajectories), "retrainings": invalidation.retrainings}
@@ -120,10 +125,15 @@ def _has_no_snapshot(run: RunPlan, ledger: Ledger) -> bool:
     return any(f"epoch-{cell.cell.epoch}" not in there for cell in run.cells)
 
 
-def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
+def set_aside(
+    invalidation: Invalidation, ledger: Ledger, reason: str, say: Callable[[str], None] = lambda _: None
+) -> None:
     """Move what the records and trainings rest on aside and write the new records, all under leases.
 
     A process that dies here leaves trainings that are aside and records that still stand; the same command goes on.
+
+    Args:
+        say: told what is waited for: a process elsewhere that may be dead, as only its standing still can tell.
 
     Raises:
         InvalidInput: when somebody works on any of it, or did since it was found; nothing was changed then.
@@ -132,14 +142,7 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
     homes += [ledger.cell_dir(cell) for cell in invalidation.unrecorded]
     cells = [ledger.cell_dir(record.cell) for record in invalidation.records]
     with contextlib.ExitStack() as held:
-        leases = {home: ledger.lease_folder(home, OWNER) for home in (*homes, *cells)}
-        for lease in leases.values():
-            if lease is not None:
-                held.enter_context(lease)
-        busy = [home for home, lease in leases.items() if lease is None]
-        if busy:
-            rule = "somebody works on it; cancel the run first (massive-sft cancel)"
-            raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
+        leases = _take_leases((*homes, *cells), ledger, held, say)
         changed = [record.cell for record in invalidation.records if ledger.read_record(record.cell) != record]
         changed += [cell for cell in invalidation.unrecorded if ledger.read_record(cell) is not None]
         if changed:
@@ -151,8 +154,40 @@ def set_aside(invalidation: Invalidation, ledger: Ledger, reason: str) -> None:
         provenance = capture_provenance()
         for record, folder in zip(invalidation.records, cells, strict=True):
             _move(ledger.cell(record.cell), CELL_FILES)
-            lease = leases[folder]
-            ledger.write_record(_invalidated(record, reason, provenance), lease.claim if lease else None)
+            ledger.write_record(_invalidated(record, reason, provenance), leases[folder].claim)
+
+
+def _take_leases(
+    homes: Collection[Path], ledger: Ledger, held: contextlib.ExitStack, say: Callable[[str], None]
+) -> dict[Path, Lease]:
+    """Take leases, to be released with ``held``; those of owners elsewhere once they stood still for long enough.
+
+    Raises InvalidInput, with all of them, where somebody works on a folder.
+    """
+    taken: dict[Path, Lease] = {}
+    first: dict[Path, tuple[int, int]] = {}  # what was seen of those that others hold
+    while left := [home for home in homes if home not in taken]:
+        for home in left:
+            lease = ledger.lease_folder(home, OWNER)
+            if lease is not None:
+                taken[home] = held.enter_context(lease)
+        others = {home: read_lease(ledger.lease_of(home)) for home in left if home not in taken}
+        seen = {home: state for home, state in others.items() if state is not None and not state.released}
+        busy = [
+            home
+            for home, state in seen.items()
+            if is_running(state.owner.get("process")) or first.get(home, state.progress) != state.progress
+        ]
+        if busy:
+            rule = "somebody works on it; cancel the run first (massive-sft cancel)"
+            raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
+        if seen and not first:
+            names = ", ".join(sorted({str(state.owner.get("name", "unknown")) for state in seen.values()}))
+            say(f"waits for a sign of life of {names}, for a minute at most")
+        first |= {home: state.progress for home, state in seen.items()}
+        if others:
+            time.sleep(POLL_S)
+    return taken
 
 
 def _invalidated(record: Record, reason: str, provenance: dict[str, object]) -> Record:

@@ -57,6 +57,11 @@ class LeaseState:
     modified: float
     waits: bool = False
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """What changes as long as an owner lives: the number and the beat."""
+        return self.number, self.beat
+
     def owner_is_gone(self) -> bool:
         """Whether the owner ran on this machine and its process is no more; False when that cannot be known."""
         return is_running(self.owner.get("process")) is False
@@ -128,7 +133,7 @@ class LeaseWatch:
         """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
         if seen is None or seen.released or seen.owner_is_gone():
             return True
-        state, now = (seen.number, seen.beat), self._clock()
+        state, now = seen.progress, self._clock()
         last, since = self._changed.get(lease, (None, now))
         if last != state:
             since = now
