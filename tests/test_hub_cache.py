@@ -123,6 +123,25 @@ def test_dataset_is_read_whole_where_the_cache_has_some_of_its_files(served: str
     assert done.stdout.split() == [str(count) for count in (ROWS[0], sum(ROWS), ROWS[1], sum(ROWS))], done.stderr
 
 
+def test_folder_that_has_the_name_of_a_repository_is_not_taken_for_it(served: str, tmp_path: Path) -> None:
+    (tmp_path / "acme" / "facts").mkdir(parents=True)
+    (tmp_path / "acme" / "facts" / "own.jsonl").write_text('{"instruction": "Say.", "output": "mine"}\n')
+    own = tmp_path / "acme" / "tiny"
+    shutil.copytree(tmp_path / "world" / "models" / "tiny-llama", own)
+    script = (
+        "from massive_sft.data.file_readers import load_rows\n"
+        "from massive_sft.models.configuration import load_config\n"
+        "from massive_sft.sweep.schema import Dataset, Model\n"
+        f"model = load_config(Model(hub='acme/tiny', revision='{COMMIT}'))\n"
+        f"rows = load_rows(Dataset(hub='acme/facts', revision='{COMMIT}', format='alpaca'), 'datasets.facts').rows\n"
+        "print(model.num_hidden_layers, len(rows))\n"
+    )
+    config = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 7}))
+    done = online(tmp_path, served, "-c", script)
+    assert done.stdout.split() == [str(config["num_hidden_layers"]), str(sum(ROWS))], done.stderr
+
+
 def test_dataset_whose_download_breaks_off_is_refused_in_a_sentence(tmp_path: Path) -> None:
     class Broken(Hub):
         root = tmp_path / "served"

@@ -154,12 +154,18 @@ def pinned_folder(source: Model | Dataset) -> Path | None:
     """Return the folder in this node's cache of a model or dataset that is pinned to a commit; None where it has none.
 
     What is read from there needs no network and cannot move. A library that loads single files leaves a folder of these
-    alone: that is none, where the others can be had.
+    alone: that is none, where the others can be had. The libraries would take a folder of that name below the working
+    directory for the repository, so where there is one all files are brought into the cache.
+
+    Raises:
+        InvalidInput: there is such a folder, and the repository cannot be had.
     """
     if source.hub is None or not _COMMIT.fullmatch(source.revision):
         return None
     folder = cached(kind_of(source), source.hub, source.revision)
-    return folder if folder is not None and _has_all(folder, source) else None
+    if folder is not None and _has_all(folder, source):
+        return folder
+    return download(resolve(repository_of(source, source.hub))) if Path(source.hub).is_dir() else None
 
 
 def _has_all(folder: Path, source: Model | Dataset) -> bool:
