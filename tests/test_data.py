@@ -182,6 +182,20 @@ def test_samples_without_a_trainable_token_left_are_named_with_the_remedy(folder
     assert len(build(part(folder, "code", None), max_length=8, truncation="left")[0]) == 2
 
 
+def test_samples_that_no_truncation_helps_are_told_what_does(folder):
+    said = [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "qaqb", strict=True)]
+    said[3]["weight"] = 0
+    (folder / "code.jsonl").write_text(json.dumps({"messages": said}))
+    chat = Dataset(path=str(folder / "code.jsonl"), format="messages")
+    chats = spec.Part(name="code", dataset=chat, count=None)
+    assert problems(chats, max_length=4, truncation="left").endswith(
+        "left in max_length 4; raise it, or set truncation drop"
+    )
+    write(folder, "none", [("", "")])
+    with pytest.raises(InvalidInput, match="nothing comes before its only one; take the row out of the data"):
+        build_samples(mixture(part(folder, "none", None)), setting(template="plain"), small_tokenizer("$A"))
+
+
 def test_refuse_names_every_sample_that_is_too_long(folder):
     write(folder, "code", [("0123456789", str(number)) for number in range(12)])
     said = problems(part(folder, "code", None), max_length=8, truncation="refuse").splitlines()
