@@ -656,6 +656,42 @@ def test_second_mirror_takes_its_turn_when_the_first_ends(ledger, monkeypatch):
     assert set(runs_of(uri_of(ledger))[1]) == {cell_id(1)}
 
 
+def held_elsewhere(ledger, ttl_s: float, beat: int) -> None:
+    """Leave a mirror's lease in the hands of a process on another machine."""
+    process = {"host": "elsewhere", "boot": "b", "pid_namespace": "n", "pid": 1, "started": "1"}
+    head = {"name": "elsewhere:1", "token": "t", "ttl": ttl_s, "process": process}
+    ledger.sweep(SWEEP).at("mirror-lease").put("1", f"{json.dumps(head)}\n{beat:020d} held    \n".encode())
+
+
+def test_mirror_whose_process_died_elsewhere_is_gone_on_with(ledger, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
+    names = {write(ledger, 1): coordinates(2)}
+    held_elsewhere(ledger, 0.5, 1)
+    assert not mirror_all(ledger, SWEEP, names, "")
+    assert set(runs_of(uri_of(ledger))[1]) == set(names)
+
+
+def test_mirror_of_a_process_that_lives_elsewhere_is_left_to_it(ledger, monkeypatch):
+    monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.1)
+    names = {write(ledger, 1): coordinates(2)}
+    held_elsewhere(ledger, 3600.0, 1)
+    over = threading.Event()
+
+    def live() -> None:
+        beat = 1
+        while not over.wait(0.2):
+            beat += 1
+            held_elsewhere(ledger, 3600.0, beat)
+
+    living = threading.Thread(target=live)
+    living.start()
+    left = mirror_all(ledger, SWEEP, names, "")
+    over.set()
+    living.join()
+    assert left.items == (cell_id(1),)
+    assert "another process mirrors this sweep" in left.reason
+
+
 def test_store_that_another_process_has_locked_is_waited_for_and_not_refused(ledger, monkeypatch):
     """Whoever stands still while it writes keeps the lock; nobody else's sweep is held up by that."""
     monkeypatch.setattr(mirroring, "FIRST_DELAY_S", 0.05)

@@ -23,8 +23,7 @@ from massive_sft.cli.views import make_table
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import ASIDE
-from massive_sft.ledger.lease import Lease, read_lease
-from massive_sft.ledger.process_identity import is_running
+from massive_sft.ledger.lease import Lease, LeaseWatch
 from massive_sft.ledger.provenance import capture_provenance, redact
 from massive_sft.ledger.record import INVALIDATED, Record, Status
 from massive_sft.ledger.storage import Root
@@ -165,26 +164,20 @@ def _take_leases(
     Raises InvalidInput, with all of them, where somebody works on a folder.
     """
     taken: dict[Path, Lease] = {}
-    first: dict[Path, tuple[int, int]] = {}  # what was seen of those that others hold
+    watch, is_told = LeaseWatch(), False
     while left := [home for home in homes if home not in taken]:
         for home in left:
             lease = ledger.lease_folder(home, OWNER)
             if lease is not None:
                 taken[home] = held.enter_context(lease)
-        others = {home: read_lease(ledger.lease_of(home)) for home in left if home not in taken}
-        seen = {home: state for home, state in others.items() if state is not None and not state.released}
-        busy = [
-            home
-            for home, state in seen.items()
-            if is_running(state.owner.get("process")) or first.get(home, state.progress) != state.progress
-        ]
+        others = [home for home in left if home not in taken]
+        busy = [home for home in others if watch.saw_life(ledger.lease_of(home))]
         if busy:
             rule = "somebody works on it; cancel the run first (massive-sft cancel)"
             raise InvalidInput(Problem("invalidate", rule, str(home)) for home in busy)
-        if seen and not first:
-            names = ", ".join(sorted({str(state.owner.get("name", "unknown")) for state in seen.values()}))
-            say(f"waits for a sign of life of {names}, for a minute at most")
-        first |= {home: state.progress for home, state in seen.items()}
+        if others and not is_told:
+            say(f"waits, for a minute at most, for a sign of life of who has {', '.join(map(str, others))} in hand")
+            is_told = True
         if others:
             time.sleep(POLL_S)
     return taken

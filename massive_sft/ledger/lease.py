@@ -128,6 +128,7 @@ class LeaseWatch:
         self._clock = clock
         self._ttl_s = ttl_s
         self._changed: dict[Storage, tuple[tuple[int, int], float]] = {}
+        self._first: dict[Storage, tuple[int, int]] = {}
 
     def may_be_taken(self, lease: Storage, seen: LeaseState | None) -> bool:
         """Whether the lease may be taken now. A lease of another machine is never free at the first look."""
@@ -139,6 +140,22 @@ class LeaseWatch:
             since = now
         self._changed[lease] = (state, since)
         return now - since >= seen.ttl_s(self._ttl_s)
+
+    def saw_life(self, lease: Storage) -> bool:
+        """Whether somebody certainly holds a lease and lives: runs on this machine, or beat since the first call here.
+
+        Who waits for a lease need not wait on then; one that stands still can be taken in the end. One that cannot be
+        read counts as held.
+        """
+        try:
+            seen = read_lease(lease)
+        except OSError:
+            return True
+        if seen is None or seen.released:
+            return False
+        return (
+            bool(is_running(seen.owner.get("process"))) or self._first.setdefault(lease, seen.progress) != seen.progress
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from massive_sft.core.errors import Corrupt, InvalidInput, MassiveSFTError, Problem
+from massive_sft.core.errors import InvalidInput, MassiveSFTError, Problem
 from massive_sft.ledger.lease import Lease, LeaseWatch, this_process
 from massive_sft.ledger.marker import ledger_id
 from massive_sft.ledger.provenance import redact
@@ -28,7 +28,7 @@ from massive_sft.tracking.connection_check import tracking_problem
 from massive_sft.tracking.queue import Pending, Queue
 from massive_sft.tracking.shown import Shown
 from massive_sft.tracking.source import AsAsked, AsRecorded, CellSource, Unreadable, readable
-from massive_sft.tracking.spool import Item, read_spool, write_spool
+from massive_sft.tracking.spool import Item, read_sound_spool, write_spool
 from massive_sft.tracking.store import is_locked, open_store
 from massive_sft.tracking.sweep_run import Origin
 from massive_sft.tracking.tracker import Tracker, shorten
@@ -40,6 +40,7 @@ FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 MOMENT_S, SAY_EVERY_S = 2.0, 30.0
 """Seconds until it is said what the end waits for, the first time and again."""
 SPOOL = "mirror-spool.jsonl"
+LEASE = "mirror-lease"
 SHOWN = "mirror-shown.jsonl"
 AS_RECORDED = AsRecorded()
 
@@ -195,7 +196,7 @@ class Mirror:
                     self._refuse(item, error)
                     continue
                 self._suspend(error, item)
-                if self._queue.closing:
+                if self._queue.closing and not self._awaits(error):
                     return
                 self._queue.pause(delay)
                 delay = min(2 * delay, MAX_DELAY_S)
@@ -203,6 +204,13 @@ class Mirror:
                 delay = FIRST_DELAY_S
                 self._queue.done()
                 self._recovered()
+
+    def _awaits(self, error: Exception) -> bool:
+        """Wait a while at the end for the lease of a process that may be dead, as its standing still will tell."""
+        if not isinstance(error, _Busy) or self._watch.saw_life(self._place.at(LEASE)):
+            return False
+        time.sleep(FIRST_DELAY_S)
+        return True
 
     def _end(self, tracker: Tracker) -> None:
         for cell in self._repeated:
@@ -225,10 +233,11 @@ class Mirror:
         if self._lease is None or not self._lease.held():
             self._release()
             owner = this_process()
-            self._lease = Lease.acquire(self._place.at("mirror-lease"), owner, self._watch)
+            self._lease = Lease.acquire(self._place.at(LEASE), owner, self._watch)
             if self._lease is None:
                 raise _Busy("another process mirrors this sweep; at its end it writes what is missing")
-            self._queue.put(self._read_spool())
+            self._spooled = (self._folder / SPOOL).exists()
+            self._queue.put(read_sound_spool(self._folder / SPOOL))
         if self._tracker is None:
             origin = Origin(self._sweep, str(self._ledger.storage), ledger_id(self._ledger.storage))
             self._tracker = Tracker(self._uri, origin, self._source.began, self._shown, self._folder)
@@ -298,15 +307,6 @@ class Mirror:
             log.warning("the tracker is lost (%s); what it lacks is in %s and written later", shorten(error), path)
         self._problem = shorten(error)
         self._spool()
-
-    def _read_spool(self) -> list[Item]:
-        try:
-            items = read_spool(self._folder / SPOOL)
-        except Corrupt as error:
-            log.warning("%s; it is written anew", error)
-            items = []
-        self._spooled = (self._folder / SPOOL).exists()
-        return items
 
     def _spool(self) -> None:
         """Let the spool on disk list what is pending; only the lease's holder may."""

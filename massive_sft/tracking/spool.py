@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
 from massive_sft.core import files
 from massive_sft.core.errors import Corrupt
+
+log = logging.getLogger(__name__)
 
 Item = str | Path
 """A cell by its id, or a file of the sweep by its path."""
@@ -22,6 +25,15 @@ def read_spool(path: Path) -> list[Item]:
         return []
     except (ValueError, KeyError, TypeError) as error:
         raise Corrupt(f"{path}: is no spool of the mirror ({error})") from error
+
+
+def read_sound_spool(path: Path) -> list[Item]:
+    """As ``read_spool``; a damaged one is told, and none. Raises OSError."""
+    try:
+        return read_spool(path)
+    except Corrupt as error:
+        log.warning("%s; it is written anew", error)
+        return []
 
 
 def write_spool(path: Path, items: Iterable[Item]) -> None:
