@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from commands import Fault, call, end, forked_workers, print_to, run_command, st
 from counted_gpu import HOOK, on_gpus
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
+from ray_heads import end_session, node_environment, node_options, start_ray, wait_for
 from s3_server import BUCKET, S3Server, s3
 from small_sweep import one_training, small_sweep
 
@@ -26,8 +28,9 @@ from massive_sft.running.events import RunEvent, TrainingProgressed
 from massive_sft.scheduling import allocation, lanes, run_on_ray
 from massive_sft.scheduling.cluster import what_was_lost
 from massive_sft.scheduling.demand import make_demand
+from massive_sft.scheduling.live_nodes import usable_nodes
 from massive_sft.scheduling.process_group import ProcessGroupConfig
-from massive_sft.scheduling.scoring_actor import MachineFull
+from massive_sft.scheduling.scoring_actor import MachineUnfit
 from massive_sft.sweep.load import load_sweep
 from massive_sft.training.events import Resumed, StepDone
 
@@ -72,6 +75,33 @@ def test_two_nodes_with_different_working_folders_finish_together(tmp_path: Path
     nodes, folders = zip(*json.loads(told.removeprefix("NODES ")), strict=True)
     assert len(set(nodes)) == 2
     assert {Path(name).name for name in folders} == {"head", "second"}, "each worker starts in its own node's folder"
+    assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
+    assert len(statuses(tmp_path)) == 5
+
+
+def run_beside_a_node_without_the_ledger(folder: Path) -> None:
+    """Run the sweep in a folder on two nodes; the second, which is filled first, sees an empty folder as the ledger."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
+    with tempfile.TemporaryDirectory(prefix="msft-", dir="/tmp") as session:  # short, for the paths of sockets
+        options = [*node_options(), f"--address={cluster.address}", f"--temp-dir={session}"]
+        node = start_hiding((folder / "ledger",), start_ray, options, node_environment(folder), "/")
+        wait_for(lambda: len(usable_nodes()) == 2, 120)
+        run_on_ray.run_on_ray(make_plan(load_sweep(folder / "sweep.yaml")), lambda _: None, partial(print, flush=True))
+        ray.shutdown()
+        end_session(node.pid or 0)
+    cluster.shutdown()
+
+
+def test_node_that_does_not_see_the_ledger_costs_its_own_lanes_and_scorers(tmp_path: Path) -> None:
+    """As where a mount is lost while a run goes on, or a node joins without it."""
+    (tmp_path / "ledger").mkdir()
+    small_sweep(tmp_path, measures=[])
+    code, printed = call(run_beside_a_node_without_the_ledger, tmp_path, out=tmp_path / "printed")
+    assert code == 0, printed[-2000:]
+    lost = [line for line in printed.splitlines() if " lost: " in line]
+    assert {line.split()[0] for line in lost} == {"lane", "scorers"}, printed
+    assert all("is not the ledger that the run writes" in line for line in lost), printed
     assert set(statuses(tmp_path).values()) == {Status.COMPLETE}
     assert len(statuses(tmp_path)) == 5
 
@@ -190,7 +220,7 @@ def run_with_disks(folder: Path, small: tuple[str, ...], environment: dict[str, 
     plan = make_plan(load_sweep(folder / "sweep.yaml"), Ledger.states)
     try:
         run_on_ray.run_on_ray(plan, lambda _: None, partial(print, flush=True))
-    except MachineFull as error:
+    except MachineUnfit as error:
         print("ENDS", error, flush=True)  # noqa: T201
     for record in plan.open_ledger(create=False).records():
         print("RECORD", record.status, record.error, record.missing, flush=True)  # noqa: T201

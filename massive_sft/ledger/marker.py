@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import socket
+import time
 from contextlib import suppress
 
 from massive_sft.core.errors import Corrupt, InvalidInput, Problem
 from massive_sft.ledger.record import newer_schema
 from massive_sft.ledger.record_places import FOLDER as RECORDS
 from massive_sft.ledger.record_places import RecordPlaces, Together, WithCells
-from massive_sft.ledger.storage import Root, Storage
+from massive_sft.ledger.storage import Folder, Root, Storage
 
 log = logging.getLogger(__name__)
 
 NAME = "ledger.json"
 ID = "ledger-id"
+LATE_S = 5.0  # after which a file is not there
 SCHEMA = 3
 """Of the layout. Ledgers of schema 2 are read and written as they are and stay so, those of schema 1 become 2.
 
@@ -113,6 +116,26 @@ def ledger_id(root: Storage) -> str:
         return root.get(ID).data.decode().strip()
     root.put_if_absent(ID, f"{secrets.token_hex(8)}\n".encode())
     return root.get(ID).data.decode().strip()
+
+
+def why_unseen(root: Root, known: str) -> str:
+    """Return why this machine does not see a ledger that others do; empty where it does.
+
+    Args:
+        root: of the ledger. One in an object store is taken to be seen, and says itself what is wrong.
+        known: its id, as the others see it. A file system that shows new files late is given time.
+    """
+    if not isinstance(root, Folder):
+        return ""
+    until_s = time.monotonic() + LATE_S
+    while True:
+        with suppress(OSError, ValueError):
+            if root.get(ID).data.decode().strip() == known:
+                return ""
+        if time.monotonic() > until_s:
+            where = f"{root} on {socket.gethostname()}"
+            return f"{where} is not the ledger that the run writes: the file system that nodes share is not there"
+        time.sleep(LATE_S / 20)
 
 
 def _unusable(root: Root, place: str, error: OSError) -> InvalidInput:

@@ -16,6 +16,7 @@ from massive_sft.core.wording import counted
 from massive_sft.ledger.attempt import Attempt
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot
 from massive_sft.ledger.lease import this_process
+from massive_sft.ledger.marker import ledger_id
 from massive_sft.ledger.provenance import capture_provenance
 from massive_sft.ledger.record import Record, Status
 from massive_sft.ledger.run_requirements import is_still_required
@@ -37,12 +38,14 @@ class Order:
     """What a lane is asked to do: train one run under an attempt. Can be sent to other processes.
 
     Attributes:
+        ledger: the id of the ledger under the root, by which a machine knows whether it sees it.
         grouped_with: orders that are served with it, in common passes; ``Layout.lora_at_once``.
     """
 
     run: RunPlan
     attempt: Attempt
     root: Root
+    ledger: str
     grouped_with: tuple[Order, ...] = ()
 
     @property
@@ -186,7 +189,8 @@ class _Trial:
                 settled = self._settled(run, retrain)
                 last = max(epoch for epoch in run.trajectory.snapshots if epoch not in settled)
                 self.run = run = replace(run, trajectory=run.trajectory.up_to(last), settled=settled)
-                submit(Order(run, self.attempt, self.ledger.storage), self._on_event)
+                root = self.ledger.storage
+                submit(Order(run, self.attempt, root, ledger_id(root)), self._on_event)
         except (Interrupted, KeyboardInterrupt):
             is_over = False
             raise

@@ -23,9 +23,10 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
-from massive_sft.core.errors import Interrupted, MassiveSFTError, TrainAgain
+from massive_sft.core.errors import Interrupted, LedgerError, MassiveSFTError, TrainAgain
 from massive_sft.core.imports import heavy_imports
 from massive_sft.ledger.folder_cache import is_machine_full
+from massive_sft.ledger.marker import why_unseen
 from massive_sft.ledger.provenance import redact
 from massive_sft.running.failures import error_text
 from massive_sft.running.trial import Order
@@ -50,7 +51,7 @@ def lane_loop(config: dict[str, Any]) -> None:
     Rank 0 asks the pool and broadcasts, so that all ranks train the same. A single worker survives a failing order;
     of several, those still in a collective would wait forever, so the group is restarted. There an error that is none
     of ours may be the loss of another worker, so the order is tried again. So it is where one ran out of memory.
-    A machine whose own disk is full costs the lane, and another one takes up the order.
+    A machine whose own disk is full, or that does not see the ledger, costs the lane; another one takes up the order.
     """
     pool, lane, shape = config["pool"], config["lane"], config["shape"]
     rank = ray.train.get_context().get_world_rank()
@@ -68,8 +69,9 @@ def lane_loop(config: dict[str, Any]) -> None:
             ray.get(pool.again.remote(lane))
             raise
         except Exception as error:  # whatever a training raises fails its order, and never the lane
-            reason = _reason(error)
-            if is_machine_full(error, order.root):
+            unseen = why_unseen(order.root, order.ledger)
+            reason = unseen or _reason(error)
+            if unseen or is_machine_full(error, order.root):
                 ray.get(pool.give_up.remote(lane, shape, reason))
             elif shape.workers == 1 or isinstance(error, MassiveSFTError):
                 ray.get(pool.tell.remote(lane, Message("failed", reason)))
@@ -96,6 +98,8 @@ def _server(pool: Any, lane: str) -> Callable[[Order], Message]:
         pool.tell.remote(lane, Message("event", pickle.dumps((number, event)), step, checkpoint))
 
     def serve(order: Order) -> Message:
+        if unseen := why_unseen(order.root, order.ledger):
+            raise LedgerError(unseen)
         told = [pool.told_to_stop.remote(lane)] if is_rank0() else []  # who else asks would only wait in the pool
         try:
             return ended(serving.serve(order, report, lambda: bool(ray.wait(told, timeout=0)[0]), bases))

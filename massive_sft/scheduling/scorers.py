@@ -25,6 +25,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.lease import TTL_S
+from massive_sft.ledger.marker import ledger_id
 from massive_sft.ledger.provenance import redact
 from massive_sft.running.events import AnswersWritten, CellRecorded, RunEvent, skipped
 from massive_sft.running.recorder import RecordWriter
@@ -36,7 +37,7 @@ from massive_sft.scheduling.live_nodes import NODE, is_alone, starting_actors
 from massive_sft.scheduling.node_health import STARTS, UP_S
 from massive_sft.scheduling.nodes import Shape
 from massive_sft.scheduling.relay import heard
-from massive_sft.scheduling.scoring_actor import MachineFull, ScorersFailed, ScoringActor
+from massive_sft.scheduling.scoring_actor import MachineUnfit, ScorersFailed, ScoringActor
 
 # Ray Data has no parameter of its own name for ``max_restarts`` yet.
 warnings.filterwarnings("ignore", r"`ray_remote_args` is deprecated", RayDeprecationWarning)
@@ -113,7 +114,7 @@ class ScorerGroups:
     _groups: dict[str, _Group] = field(default_factory=dict)
     _started: int = 0
     _failed: Counter[str] = field(default_factory=Counter)  # starts on each node, in a row
-    _full: set[str] = field(default_factory=set)  # nodes with a full disk
+    _unfit: set[str] = field(default_factory=set)  # nodes with a full disk, or without the ledger
     _proven: bool = False
     _left_behind: list[threading.Thread] = field(default_factory=list)
     _lost_from_s: dict[str, float] = field(default_factory=dict)  # cells of lost groups
@@ -153,8 +154,8 @@ class ScorerGroups:
 
     @property
     def unfit(self) -> frozenset[str]:
-        """The nodes with a full disk, or on which scorers died as often as they may before they could take a cell."""
-        return frozenset({node for node, failed in self._failed.items() if failed >= STARTS} | self._full)
+        """The nodes that cannot serve, or on which scorers died as often as they may before they could take a cell."""
+        return frozenset({node for node, failed in self._failed.items() if failed >= STARTS} | self._unfit)
 
     def reap(self, state: Mapping[str, Any], alive: Collection[str], places: Collection[str]) -> None:
         """Take leave of groups that have ended, or whose node is gone; see to the cells of those that were lost before.
@@ -176,8 +177,8 @@ class ScorerGroups:
                 self._proven, self._failed[group.node] = True, 0
             if isinstance(group.error, GroupLost):
                 self._lose(group, group.error, was_up, places)
-            elif isinstance(group.error, MachineFull):
-                self._leave_full(group, group.error, places)
+            elif isinstance(group.error, MachineUnfit):
+                self._leave_unfit(group, group.error, places)
             elif group.error is not None:
                 self.fail(group.error)
         self._take_up_lost(state["lost"])
@@ -221,10 +222,10 @@ class ScorerGroups:
         why = f"the scorers cannot be started: {why}; see Ray's logs of the workers"
         self._fail_if_nowhere(ScorersFailed(why), places)
 
-    def _leave_full(self, group: _Group, error: MachineFull, places: Collection[str]) -> None:
-        """Leave the cells of a group, and its node, whose disk is full, to others."""
+    def _leave_unfit(self, group: _Group, error: MachineUnfit, places: Collection[str]) -> None:
+        """Leave the cells of a group, and its node, which cannot serve, to others."""
         self.say(f"{group.name} (node {group.node[:8]}) are lost: {error}")
-        self._full.add(group.node)
+        self._unfit.add(group.node)
         ray.get(self.queue.lost.remote(group.name))
         self._fail_if_nowhere(error, places)
 
@@ -317,6 +318,7 @@ class ScorerGroups:
             ScoringActor,
             fn_constructor_args=(
                 self.recorder, self.queue, self.relay, group.name, group.size, self.scorer.gpus > 0,
+                ledger_id(self.recorder.ledger.storage),
             ),
             batch_size=1,  # a block, which None would take as well, but Ray Data refuses None with GPUs
             batch_format="pyarrow",
