@@ -176,9 +176,10 @@ def _add(built: _Part, row: Row, sample: Encoded, setting: Setting, findings: Fi
         built.dropped += 1
         return
     if not short.trainable.any():
-        rule = (
-            f"has no trainable token left in max_length {setting.max_length}; raise it, or set truncation left or drop"
-        )
+        rule = f"has no trainable token left in max_length {setting.max_length}; raise it, or set truncation "
+        rule += "drop" if setting.truncation == "left" else "left or drop"
+        if len(short) == len(sample):
+            rule = "has no trainable token: nothing comes before its only one; take the row out of the data"
         findings.add("samples without a trainable token", place, rule)
         return
     built.truncated += len(short) < len(sample)
