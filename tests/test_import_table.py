@@ -141,6 +141,14 @@ def test_other_table_sweep_or_process_under_the_name_is_refused(odd: Path, tmp_p
         imported(odd, root, "held")
 
 
+def test_import_of_a_process_that_died_elsewhere_is_gone_on_with(odd: Path, tmp_path: Path) -> None:
+    place = Ledger.open(tmp_path / "root").sweep("paper").at("import-lease")
+    process = {"host": "elsewhere", "boot": "b", "pid_namespace": "n", "pid": 1, "started": "1"}
+    head = {"name": "elsewhere:1", "token": "t", "ttl": 0.5, "process": process}
+    place.put("1", f"{json.dumps(head)}\n{1:020d} held    \n".encode())
+    assert len(imported(odd, tmp_path / "root", "paper").records()) == 5
+
+
 def test_import_that_was_killed_is_completed(odd: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     code = "import commands, sys; from pathlib import Path; from massive_sft.study.released import *; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,10 @@ from massive_sft.cli.publish import mirror_imported
 from massive_sft.core.errors import InvalidInput, LedgerError, Problem
 from massive_sft.core.files import write_bytes, write_json
 from massive_sft.core.fingerprint import hash_file
-from massive_sft.ledger.lease import Claim, Lease, this_process
+from massive_sft.ledger.lease import Claim, Lease, LeaseWatch, this_process
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Record
+from massive_sft.ledger.storage import Storage
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.imported import (
     TABLE,
@@ -39,6 +41,7 @@ from massive_sft.sweep.schema.field_types import MAX_NAME_BYTES
 
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_BYTES - 1}}}")  # as a sweep's
 LEASE = "import-lease"
+POLL_S = 0.5  # seconds between looks at whether a process elsewhere still lives
 WRITERS = 8
 """Records written at once: each waits for the disk, which flushes several together."""
 
@@ -93,13 +96,20 @@ def write_ledger(root: Path, name: str, table: ReleasedTable, mlflow: str) -> tu
     path = ledger.sweep_dir(name) / TABLE
     if path.parent.is_dir() and not path.exists() and any(item.name != LEASE for item in path.parent.iterdir()):
         raise InvalidInput(Problem("--name", "is the name of a sweep of this storage root", name))
-    lease = Lease.acquire(ledger.sweep(name).at(LEASE), this_process())
-    if lease is None:
-        raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
-    with lease:
+    with _importing(ledger.sweep(name).at(LEASE), name) as lease:
         imported = _described(path, name, table, mlflow)
         written = _write(ledger, imported, table.rows, lease.claim)
     return open_imported(path), written
+
+
+def _importing(place: Storage, name: str) -> Lease:
+    """Take the lease of an import, of a process that died elsewhere once it stood still for a minute."""
+    watch = LeaseWatch()
+    while (lease := Lease.acquire(place, this_process(), watch)) is None:
+        if watch.saw_life(place):
+            raise LedgerError(f"another process imports under the name {name}; wait for it, then run this again")
+        time.sleep(POLL_S)
+    return lease
 
 
 def _described(path: Path, name: str, table: ReleasedTable, mlflow: str) -> Imported:
