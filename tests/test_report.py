@@ -441,6 +441,16 @@ def test_ticks_of_an_axis_are_exact_and_in_one_notation(
     assert re.findall(r'class="end">([^<]*)<', panel.svg) == expected
 
 
+def test_line_of_one_point_is_a_spot() -> None:
+    spots = [chart.Panel("t", "x", "y", [chart.Line("l", [(1.0, 2.0), (2.0, end)], 0)]).svg for end in (math.nan, 3.0)]
+    assert ['class="spots' in svg for svg in spots] == [True, False]
+
+
+def test_axis_of_one_small_value_is_about_that_value() -> None:
+    axis = chart.Axis.over([5e-5, 5e-5], 0, 100, False)
+    assert 0 < axis.low < 5e-5 < axis.high < 1e-4
+
+
 def test_chart_ticks_are_round_and_inside() -> None:
     for low, high in [(0.0, 1.0), (-0.3, 0.7), (12.0, 13.0), (1e-5, 2e-5), (5.0, 5.0)]:
         axis = chart.Axis.over([low, high], 0, 100, False)

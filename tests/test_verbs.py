@@ -142,7 +142,7 @@ def test_logs_of_a_running_cell_show_the_steps_written_so_far(sweep: Path, copie
         assert "training: step 4 of 6, loss 2.000" in " ".join(shown.split())
         _, text = call("logs", cell, "--sweep", sweep, "--overlay", overlay)
     assert "RUNNING" in text and "attempt 1: at work" in text
-    assert "at step 4" in text
+    assert "up to step 4" in text
     assert "█" in text and "!" in text
     assert "not finite" in text
 
@@ -672,6 +672,35 @@ def test_gc_keeps_a_checkpoint_where_a_training_that_may_have_spent_it_is_damage
     assert "nothing to remove" in call("gc", sweep, "--overlay", overlay)[1]
     outcome.write_text(sound)
     assert "1 item" in call("gc", sweep, "--overlay", overlay)[1]
+
+
+def test_gc_removes_the_checkpoint_of_a_training_that_no_sweep_asks_for_once_it_is_told_to(
+    sweep: Path, copied: Callable[..., Path]
+) -> None:
+    overlay = copied()
+    plan = plan_of(sweep, overlay)
+    recipe = replace(plan.runs[0].trajectory.recipe, id=16 * "a")
+    asking = replace(plan.runs[0], trajectory=replace(plan.runs[0].trajectory, recipe=recipe))
+    ledger, home = Ledger.open(plan.root), plan.root / "trajectories" / recipe.id
+    (home / "resume/1-00000002-abc").mkdir(parents=True)
+    (home / "resume/latest.json").write_text('{"name": "1-00000002-abc"}')
+
+    def collected(*more: str) -> tuple[list[str], list[str]]:
+        shown = json.loads(call("gc", sweep, "--overlay", overlay, "--json", *more)[1])
+        return [item["kind"] for item in shown["waste"]], shown["kept"]
+
+    other = plan.sweep.file.model_copy(update={"name": "other"})
+    save_last_plan(replace(plan, runs=(asking,), sweep=replace(plan.sweep, file=other)), ledger)
+    assert collected("--unasked") == ([], [])
+    save_last_plan(replace(plan, sweep=replace(plan.sweep, file=other)), ledger)
+    told, kept = collected()
+    assert (told, len(kept)) == ([], 1)
+    assert "no sweep here asks for this training any more; --unasked removes it" in kept[0]
+    (ledger.sweep("other").local("plan.json")).write_text("{}")  # nobody knows what it asks for
+    assert collected("--unasked") == ([], [])
+    save_last_plan(replace(plan, sweep=replace(plan.sweep, file=other)), ledger)
+    assert collected("--unasked") == (["unasked"], [])
+    assert not (home / "resume").exists()
 
 
 # retry

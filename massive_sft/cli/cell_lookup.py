@@ -77,11 +77,11 @@ class CellMatch:
         return named_templates(self.plan.requirements if self.plan else ())
 
     def benchmark_name(self, protocol: str) -> str:
-        """Return a benchmark's name by its protocol, with the template's where its record has several of that name."""
+        """Return a benchmark's name by its protocol, with the template's where several of that name count here."""
         assert self.record is not None, "who asks has its scores"
         scores = self.record.scores
-        alike = [item for item in scores.values() if item.benchmark == scores[protocol].benchmark]
         name = scores[protocol].benchmark
+        alike = {key for key, item in scores.items() if item.benchmark == name and key not in self.beside} | {protocol}
         return name if len(alike) == 1 else f"{name} [{self.template_name(protocol)}]"
 
     def template_name(self, protocol: str) -> str:

@@ -227,7 +227,8 @@ def _curve_view(curve: AttemptLog, steps: list[StepDone]) -> list[Any]:
     if not steps:
         return [Text("no optimizer step was taken yet", style="dim")]
     losses = [step.loss for step in steps]
-    line = f"loss (nats a token) {losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g} at step {steps[-1].step:,}"
+    head = f"loss, nats a token, up to step {steps[-1].step:,} (attempt {curve.number})"
+    line = f"{losses[0]:.4g} {sparkline(losses)} {losses[-1]:.4g}"
     rows = by_epoch(steps)
     columns = [name for name in rows[0] if name != "not_finite" or any(row["not_finite"] for row in rows)]
     headers = [name.replace("_", " ") for name in columns]
@@ -235,7 +236,7 @@ def _curve_view(curve: AttemptLog, steps: list[StepDone]) -> list[Any]:
     for row in rows[-ROWS:]:
         table.add_row(*(_plain(row[name]) for name in columns))
     more = [Text(f"and {len(rows) - ROWS} epochs before them", style="dim")] if len(rows) > ROWS else []
-    return [Text(), Text(f"{line} (attempt {curve.number})"), table, *more]
+    return [Text(), Text(head), Text(line), table, *more]
 
 
 def _plain(value: float | None) -> str:

@@ -23,6 +23,7 @@ def write_last_plan(
     kept: Iterable[str],
     states: Iterable[str],
     asked: Iterable[str],
+    trainings: Iterable[str],
 ) -> None:
     """Write what a sweep means, unless it says so already.
 
@@ -33,8 +34,10 @@ def write_last_plan(
         kept: ids of the cells whose snapshots its policy keeps for good.
         states: ids of the trajectories whose last state it keeps.
         asked: ids of all that is asked of its cells.
+        trainings: ids of its trajectories.
     """
     content = {"schema": SCHEMA, "file": dict(file), "cells": dict(cells), "kept": sorted(kept), "asked": sorted(asked)}
+    content["trainings"] = sorted(trainings)
     if listed := sorted(states):
         content["states"] = listed
     if read_last_plan(sweep) != content:
@@ -70,6 +73,11 @@ def sweeps_keeping_state(sweeps: Storage, trajectory: str, apart_from: str | Non
     return _sweeps_listing(sweeps, "states", trajectory, apart_from)
 
 
+def sweeps_asking_for_training(sweeps: Storage, trajectory: str) -> list[str]:
+    """Return the sweeps of a root whose last runs asked for a trajectory; one that cannot tell counts as asking."""
+    return _sweeps_listing(sweeps, "trainings", trajectory, None)
+
+
 def _sweeps_listing(sweeps: Storage, key: str, identity: str, apart_from: str | None) -> list[str]:
     keepers = []
     for name in (item.name for item in sweeps.list() if item.name != apart_from):
@@ -87,4 +95,6 @@ def _sweeps_listing(sweeps: Storage, key: str, identity: str, apart_from: str | 
 @lru_cache(maxsize=256)
 def _listed(sweep: Storage, version: str, key: str) -> frozenset[str] | None:
     content = read_last_plan(sweep)
-    return None if content is None else frozenset(content.get(key, ()))
+    if content is None or (key not in content and key == "trainings"):  # of before plans told them
+        return None
+    return frozenset(content.get(key, ()))

@@ -40,7 +40,9 @@ def save_last_plan(plan: Plan, ledger: Ledger) -> None:
     cells = {cell.cell.id: str(cell.cell.coordinates) for cell in plan.cells}
     states = [run.trajectory.id for run in plan.runs if run.keeps_state]
     asked = {item.id for cell in plan.cells for item in cell.requirements}
-    write_last_plan(ledger.sweep(plan.sweep.file.name), _content(plan.sweep), cells, kept_cells(plan), states, asked)
+    trainings = [run.trajectory.id for run in plan.runs]
+    sweep = ledger.sweep(plan.sweep.file.name)
+    write_last_plan(sweep, _content(plan.sweep), cells, kept_cells(plan), states, asked, trainings)
 
 
 def find_changes(plan: Plan) -> list[str]:

@@ -94,7 +94,7 @@ class Axis:
         if log:
             room = max(0.05 * math.log(high / low), 0.05)
             return Axis(low * math.exp(-room), high * math.exp(room), start, end, log)
-        room = 0.06 * (high - low) or max(0.05 * abs(high), 0.5 if whole else 0.01)
+        room = 0.06 * (high - low) or max(0.05 * abs(high), 0.5 if whole else 0.0) or 0.01
         return Axis(low - room, high + room, start, end)
 
     def __call__(self, value: float) -> float:
@@ -198,8 +198,9 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
         if "L" in path:
             tone = f"{_tone(line.colour)} d{line.dash % DASHES}{' faint' if wanted else ''}"
             yield Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(tone, path, line.label)
-    if line.marked:
-        spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in line.points if x.shows(a) and y.shows(b))
+    shown_points = [(a, b) for a, b in line.points if x.shows(a) and y.shows(b)]
+    if line.marked or len(shown_points) == 1:  # of one point there is no line
+        spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in shown_points)
         tone = _tone(line.colour)
         yield Markup('<path class="spots {}" d="{}"><title>{}</title></path>').format(tone, spots, line.label)
 
