@@ -130,6 +130,8 @@ def test_some_cells_alone_are_read(ran: Path) -> None:
     results = ms.load(ran / "my.yaml")
     some = results.cells.query("method == 'lora'")["cell"]
     assert set(results.samples(some)["cell"]) == set(results.answers(some)["cell"]) == set(some)
+    one = some.iloc[0]
+    assert set(results.samples(one)["cell"]) == set(results.answers(one[:8])["cell"]) == {one}
 
 
 def test_requests_of_an_earlier_version_have_no_gold(ran: Path, tmp_path: Path) -> None:
@@ -244,12 +246,21 @@ def test_damaged_file_is_noted_and_adds_no_rows(tmp_path: Path) -> None:
     assert list(results.ledger.corrupt) == [damaged]
 
 
+def test_run_returns_results_of_overlays_that_can_be_gone_through_once(tmp_path: Path) -> None:
+    path, overlay = small_sweep(tmp_path, evaluation={"tasks": []}, measures=[]), tmp_path / "overlay.yml"
+    overlay.write_text("settings: {lora: {lr: 4.0e-3}}\nbudget: {gpu_hours: 1.0e-9}\n")
+    results = ms.run(path, tmp_path.glob("*.yml"), progress=Said())
+    assert set(results.cells.query("method == 'lora'")["lr"]) == {4e-3}
+    assert set(ms.load(path, overlay).cells["cell"]) == set(results.cells["cell"])
+
+
 def test_plan_takes_where_and_overlays(tmp_path: Path) -> None:
     path, overlay = sweep_file(tmp_path), tmp_path / "overlay.yaml"
     overlay.write_text("settings: {lora: {lr: 5.0e-3}}\n")
     chosen = ms.plan(str(path), [overlay], where="method=lora and model=small")
     assert {run.trajectory.recipe.setting.lr for run in chosen.runs} == {5e-3}
     assert {cell.cell.coordinates.method for cell in chosen.cells} == {"lora"}
+    assert {run.trajectory.recipe.setting.lr for run in ms.plan(path, str(overlay)).runs} == {1e-5, 5e-3}
     with pytest.raises(ms.InvalidInput, match="unknown key, got 'colour'"):
         ms.plan(path, where="colour=red")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from massive_sft.ledger.store import Ledger
@@ -10,14 +10,15 @@ from massive_sft.planning.plan import Plan, StatesOf
 from massive_sft.planning.selection import parse_where, select_cells
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.paths import Paths, listed
 
 
-def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | None = None) -> Plan:
+def plan(file: str | Path, overlays: Paths = (), where: str | None = None) -> Plan:
     """Return what a sweep file asks for, what its storage root already holds, and what is left; nothing is written.
 
     Args:
         file: the sweep file.
-        overlays: files merged over it.
+        overlays: files merged over it, or one.
         where: only these cells, as ``--where``: ``"method=lora and epoch!=1"``.
 
     Raises:
@@ -28,7 +29,7 @@ def plan(file: str | Path, overlays: Iterable[str | Path] = (), where: str | Non
     return select_cells(_planned(file, overlays, Ledger.listed_states), selection)
 
 
-def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
+def sound_plan(file: str | Path, overlays: Paths = ()) -> Plan:
     """Return a sweep file's plan as ``plan``, after a look at the file of every record, for what acts on the plan.
 
     So what was edited or damaged in place does not count. Errors are those of ``plan``.
@@ -36,8 +37,8 @@ def sound_plan(file: str | Path, overlays: Iterable[str | Path] = ()) -> Plan:
     return _planned(file, overlays, Ledger.states)
 
 
-def _planned(file: str | Path, overlays: Iterable[str | Path], states_of: StatesOf) -> Plan:
-    sweep = load_sweep(Path(file), [Path(overlay) for overlay in overlays])
+def _planned(file: str | Path, overlays: Paths, states_of: StatesOf) -> Plan:
+    sweep = load_sweep(Path(file), listed(overlays))
     return make_whole_plan(sweep, states_of)
 
 

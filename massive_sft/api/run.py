@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from massive_sft.running.events import CellRecorded, Listen, RunEvent
 from massive_sft.running.left import Left, find_left, note_plan
 from massive_sft.running.search_work import with_first_decisions
 from massive_sft.scheduling.named_cluster import named_cluster
+from massive_sft.sweep.paths import Paths, listed
 
 if TYPE_CHECKING:
     from massive_sft.running.execute import Progress, Runner
@@ -43,7 +44,7 @@ class LoggedProgress:
 
 def run(
     file: str | Path,
-    overlays: Iterable[str | Path] = (),
+    overlays: Paths = (),
     where: str | None = None,
     inline: bool | None = None,
     retrain: bool = False,
@@ -57,7 +58,7 @@ def run(
 
     Args:
         file: the sweep file.
-        overlays: files merged over it.
+        overlays: files merged over it, or one.
         where: only these cells, as ``--where``; searches then decide nothing.
         inline: in this process, one after another; if False on Ray, on the cluster that ``RAY_ADDRESS`` names or here.
             None: in this process if no cluster is named and what is left takes less time than Ray's start.
@@ -69,7 +70,7 @@ def run(
         Interrupted: Ctrl-C, SIGTERM or ``massive-sft cancel`` ended it; the same call goes on.
         Stuck: nothing moves on the cluster.
     """
-    progress, stop = progress or LoggedProgress(), StopSignal()
+    progress, stop, overlays = progress or LoggedProgress(), StopSignal(), listed(overlays)
     whole = pin_revisions(sound_plan(file, overlays), progress.say)
     if where is None:
         whole = with_first_decisions(whole, progress.say)

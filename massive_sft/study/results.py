@@ -30,6 +30,7 @@ from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
 from massive_sft.study.ranking import rank_cells
 from massive_sft.study.unscored import unscored_rows
 from massive_sft.sweep.load import load_sweep
+from massive_sft.sweep.paths import Paths, listed
 
 
 @dataclass(frozen=True)
@@ -173,19 +174,19 @@ class Results:
         """
         return tables.with_mixture(rank_cells(self.ledger, self.records, metric, self.asked, self.templates))
 
-    def samples(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
+    def samples(self, cells: str | Iterable[str] | None = None) -> pd.DataFrame:
         """Return per-sample values: see ``file_frames.sample_frame``.
 
         Args:
-            cells: ids of the cells to read, or their beginnings; all of them without. Cells without a record add
-                nothing.
+            cells: ids of the cells to read, or their beginnings, or one; all of them without. Cells without a record
+                add nothing.
 
         Raises:
             InvalidInput: an id that no cell has, or a beginning that several have.
         """
         return file_frames.sample_frame(self.ledger, self._chosen(cells))
 
-    def answers(self, cells: Iterable[str] | None = None) -> pd.DataFrame:
+    def answers(self, cells: str | Iterable[str] | None = None) -> pd.DataFrame:
         """Return prompts, gold answers and the models' answers: see ``file_frames.answer_frame``.
 
         Args:
@@ -193,28 +194,28 @@ class Results:
         """
         return file_frames.answer_frame(self.ledger, self._chosen(cells))
 
-    def _chosen(self, cells: Iterable[str] | None) -> list[Record]:
+    def _chosen(self, cells: str | Iterable[str] | None) -> list[Record]:
         if cells is None:
             return list(self.records.values())
         known = list(dict.fromkeys([*self.records, *self.cells["cell"]]))
-        wanted = dict.fromkeys(match_id(known, cell) for cell in cells)
+        wanted = dict.fromkeys(match_id(known, cell) for cell in ([cells] if isinstance(cells, str) else cells))
         return [self.records[cell] for cell in wanted if cell in self.records]
 
 
-def load(source: str | Path, overlays: Iterable[str | Path] = (), where: str | None = None) -> Results:
+def load(source: str | Path, overlays: Paths = (), where: str | None = None) -> Results:
     """Open results.
 
     Args:
         source: a sweep file (its cells, under its names, with the scores that it asks for), a storage root, a folder or
             ``s3://BUCKET/PREFIX`` (all that lies there), or an imported table's ``table.json``.
-        overlays: files merged over the sweep file.
+        overlays: files merged over the sweep file, or one.
         where: only these cells of the sweep, as ``--where``.
 
     Raises:
         InvalidInput: the sweep file or ``where`` is wrong, or nothing was ever run into the storage root.
         Unsupported: a newer version of massive-sft wrote there.
     """
-    path, merged = Path(source), [Path(overlay) for overlay in overlays]
+    path, merged = Path(source), listed(overlays)
     is_bucket = str(source).startswith("s3://")
     if is_bucket or path.is_dir() or is_imported(path):
         if merged or where is not None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+Paths = str | Path | Iterable[str | Path]
+"""Files; one stands for a list of it."""
+
+
+def listed(paths: Paths) -> list[Path]:
+    """Return paths as a list, also one alone: the characters of a text are no paths."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
 
 
 def expand_variables(text: str, environment: Mapping[str, str] = os.environ) -> str:
