@@ -49,6 +49,14 @@ def test_build_paths_exist_inside_the_folder(world):
     assert not world.ledger.exists()
 
 
+def test_build_again_leaves_a_sweep_file_that_somebody_edited(tmp_path):
+    assert not build(tmp_path / "world").is_edited
+    sweep = tmp_path / "world" / "sweep.yaml"
+    sweep.write_text(sweep.read_text() + "# mine\n")
+    assert build(tmp_path / "world").is_edited
+    assert sweep.read_text().endswith("# mine\n")
+
+
 def test_build_where_a_file_stands_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="must be writable"):

@@ -21,4 +21,6 @@ def tiny(
     out.print(
         f"{len(world.models)} models, {len(world.datasets)} datasets and {len(world.tasks)} benchmarks in {world.root}"
     )
+    if world.is_edited:
+        out.print(f"{world.sweep} is there with a text of its own and stays as it is")
     out.print(f"next: massive-sft run {world.sweep}")

@@ -44,6 +44,7 @@ class World:
         datasets: training JSONL files by domain.
         tasks: lm-eval YAML files by task name; their common folder is an ``include_path`` for lm-eval.
         sweep: a sweep file over the world.
+        is_edited: whether that was there already with another text, and so was left as it is.
         ledger: the storage root that the sweep names; not made here.
     """
 
@@ -53,10 +54,11 @@ class World:
     tasks: dict[str, Path]
     sweep: Path
     ledger: Path
+    is_edited: bool = False
 
 
 def build(folder: Path, seed: int = 0) -> World:
-    """Write the world under ``folder``, which is made if missing; files of the same names are replaced.
+    """Write the world under ``folder``, which is made if missing; files of the same names are replaced, but for the sweep's.
 
     The same folder and seed give the same bytes. The seed changes data and tasks; the models stay.
 
@@ -72,10 +74,13 @@ def build(folder: Path, seed: int = 0) -> World:
         datasets = {name: _write_dataset(domain, root / "data") for name, domain in domains.items()}
         tasks = write_tasks(root / "tasks", domains, seed)
         sweep, ledger = root / "sweep.yaml", root / "ledger"
-        write_bytes(sweep, sweep_text(models, datasets, tasks, ledger).encode())
+        text = sweep_text(models, datasets, tasks, ledger).encode()
+        is_edited = sweep.exists() and sweep.read_bytes() != text
+        if not is_edited:
+            write_bytes(sweep, text)
     except OSError as error:
         raise InvalidInput(Problem("folder", f"must be writable ({error})", str(root))) from error
-    return World(root, models, datasets, tasks, sweep, ledger)
+    return World(root, models, datasets, tasks, sweep, ledger, is_edited)
 
 
 def _copy_model(name: str, models: Path) -> Path:
