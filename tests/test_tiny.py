@@ -50,10 +50,10 @@ def test_build_paths_exist_inside_the_folder(world):
 
 
 def test_build_again_leaves_a_sweep_file_that_somebody_edited(tmp_path):
-    assert not build(tmp_path / "world").is_edited
+    assert not tiny.build(tmp_path / "world").is_edited
     sweep = tmp_path / "world" / "sweep.yaml"
     sweep.write_text(sweep.read_text() + "# mine\n")
-    assert build(tmp_path / "world").is_edited
+    assert tiny.build(tmp_path / "world").is_edited
     assert sweep.read_text().endswith("# mine\n")
 
 
