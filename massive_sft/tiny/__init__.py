@@ -58,7 +58,9 @@ class World:
 
 
 def build(folder: Path, seed: int = 0) -> World:
-    """Write the world under ``folder``, which is made if missing; files of the same names are replaced, but for the sweep's.
+    """Write the world under ``folder``, which is made if missing.
+
+    Files of the same names are replaced, but for a sweep file with another text.
 
     The same folder and seed give the same bytes. The seed changes data and tasks; the models stay.
 
