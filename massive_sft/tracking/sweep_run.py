@@ -126,7 +126,12 @@ def search(
     token = None
     while True:
         page: Any = client.search_runs(
-            [experiment], query, view, max_results=PAGE, order_by=["attributes.start_time ASC"], page_token=token
+            [experiment],
+            query,
+            run_view_type=view,
+            max_results=PAGE,
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
         )
         yield from page
         token = page.token
