@@ -387,6 +387,12 @@ def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> No
     assert sum(value != value for _, value in curve.points) == 1
 
 
+def test_loss_curve_that_ends_within_its_first_epoch_is_drawn_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    path.write_text("".join(to_line(StepDone(i, 1, 2.0, 1e-5, 1.0, 9, 3, 1.0)) for i in range(2)))
+    assert report_data.read_curve(path, 8).points == [(1 / 8, 2.0), (2 / 8, 2.0)]
+
+
 @pytest.mark.parametrize("value", [None, float("nan"), pd.NA, float("inf")])
 def test_no_number_is_a_dash(value: Any) -> None:
     assert formatting.format_number(value) == "—"
@@ -403,6 +409,12 @@ def test_number_keeps_three_digits(value: float, text: str) -> None:
 def test_scores_are_percent_where_people_read_percent() -> None:
     assert formatting.format_score(0.1234, "acc") == "12.3"
     assert formatting.format_score(-0.25, "exact_match", signed=True) == "−25.0"
+
+
+def test_small_gain_is_not_shown_as_none() -> None:
+    assert formatting.format_score(0.000473, "bits_per_byte", signed=True) == "+0.0005"
+    assert formatting.format_score(-0.0003, "acc", signed=True) == "−0.03"
+    assert formatting.format_score(0.0, "acc", signed=True) == "0.0"
     assert formatting.format_score(1.23456, "bits_per_byte") == "1.235"
     assert formatting.format_interval(-0.11, 0.004, "acc", True, short=True) == "−11.0 to +0.4"
     assert formatting.format_interval(-0.11, 0.0, "acc", True, short=True) == "−11 to 0"

@@ -65,10 +65,16 @@ def format_duration(seconds: float) -> str:
 
 
 def format_score(value: Any, metric: Any, signed: bool = False) -> str:
-    """Return a score, or with ``signed`` a gain, in the unit that people read (``metrics.scale``)."""
+    """Return a score, or with ``signed`` a gain, in the unit that people read (``metrics.scale``).
+
+    A gain has a digit more where it would be shown as 0, as the ends of its interval have.
+    """
     if is_missing(value) or is_missing(metric):
         return MISSING
-    return format_number(float(value) * metrics.scale(metric), _score_digits(metric), signed)
+    number, digits = float(value) * metrics.scale(metric), _score_digits(metric)
+    if signed and math.isfinite(number) and number and not round(number, digits):
+        digits += 1
+    return format_number(number, digits, signed)
 
 
 def _score_digits(metric: str) -> int:

@@ -93,7 +93,7 @@ def read_report_data(plan: Plan, results: Results) -> ReportData:
     ledger, records = results.ledger, results.records
     cells, scores = frames.cell_frame(records.values()), tables.with_data(results.recorded_scores)
     gains = tables.with_data(results.recorded_gains)
-    curves = _curves(ledger, records.values(), warned)
+    curves = _curves(plan, ledger, records.values(), warned)
     layers = _layers(ledger, records.values(), warned)
     maps = model_maps(ledger, records.values())
     began = min((_began(ledger, record) for record in records.values()), default="")
@@ -229,8 +229,9 @@ def add_labels(frame: pd.DataFrame, schedules: bool) -> pd.DataFrame:
     )
 
 
-def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> dict[str, ThinnedCurve]:
+def _curves(plan: Plan, ledger: Ledger, records: Iterable[Record], warned: list[Finding]) -> dict[str, ThinnedCurve]:
     """Read the loss curve that each trajectory's last recorded epoch rests on; one that does not parse is a finding."""
+    per_epoch = {run.trajectory.id: run.steps_per_epoch for run in plan.runs}
     last: dict[str, tuple[Record, str]] = {}
     for record in sorted(records, key=lambda record: int(record.coordinates["epoch"] or 0)):
         name = curve_file(record)
@@ -239,21 +240,26 @@ def _curves(ledger: Ledger, records: Iterable[Record], warned: list[Finding]) ->
     curves = {}
     for trajectory, (record, name) in last.items():
         try:
-            curves[trajectory] = read_curve(ledger.verified_file(record, name))
+            curves[trajectory] = read_curve(ledger.verified_file(record, name), per_epoch.get(trajectory))
         except (Corrupt, ValueError, OSError) as error:
             warned.append(Finding("damaged", f"{ledger.root / name}: is no loss curve ({error})", ()))
     return curves
 
 
-def read_curve(path: Path) -> ThinnedCurve:
+def read_curve(path: Path, per_epoch: int | None = None) -> ThinnedCurve:
     """Read and thin a ``losses.jsonl``; a step whose loss is not finite breaks the curve.
 
-    Raises ValueError when it is none.
+    Args:
+        path: the file.
+        per_epoch: optimizer steps of an epoch; where nobody knows, the first epoch counts as taken to its end.
+
+    Raises:
+        ValueError: it is none.
     """
     steps = list(read_steps(path))
     if not steps:
         raise ValueError("empty")
-    per_epoch = sum(step.epoch == 1 for step in steps) or len(steps)
+    per_epoch = per_epoch or sum(step.epoch == 1 for step in steps) or len(steps)
     losses = [step.loss for step in steps]
     size = math.ceil(len(losses) / CURVE_POINTS)
     points = []

@@ -1,8 +1,9 @@
 """Which cells of a model score best on a benchmark, and which of the others cannot be told apart from the best.
 
 Cells that differ in their seed alone are one candidate. A candidate's difference from the best one has a 95 % interval:
-of the questions that both answered, in pairs (``paired_gains``), where each is one cell; else of both candidates' own
-intervals (Zou and Donner 2008), which is wider. Whose interval holds 0 cannot be told apart.
+of the questions that both answered, in pairs (``paired_gains``), seed by seed, where both have the same seeds or one is
+the base model; else of both candidates' own intervals (Zou and Donner 2008), which is wider. Whose interval holds 0
+cannot be told apart.
 """
 
 from __future__ import annotations
