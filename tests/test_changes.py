@@ -147,6 +147,25 @@ def test_other_semantics_are_said_with_the_finished_cells_they_touch(
     )
 
 
+def test_cell_of_which_another_sweep_lacks_something_is_finished_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def partial(record: Record) -> Record:
+        record = with_token_length(record)
+        epoch = record.coordinates["epoch"]
+        scores = record.scores if epoch != 1 else {}  # what this sweep asked was not there either
+        missing = {"extra-0shot": "no such task"}
+        return record.model_copy(update={"status": Status.PARTIAL, "missing": missing, "scores": scores})
+
+    path = small_sweep(folder)
+    write_records(make_plan(load_sweep(path)), partial)
+    plan = make_plan(load_sweep(path))
+    whole = sum(cell.is_done for cell in plan.cells)
+    assert 0 < whole < len(plan.cells)
+    monkeypatch.setattr("massive_sft.sweep.semantics.SCORE_SEMANTICS", 7)
+    assert find_changes(make_plan(load_sweep(path)))[-1].startswith(f"{whole} finished cells are scored again")
+
+
 def test_ledger_of_before_the_numbers_were_kept_is_of_the_first(folder: Path) -> None:
     plan = folder / "ledger" / "sweeps" / "small" / "plan.json"
     content = json.loads(plan.read_text())

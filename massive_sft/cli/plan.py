@@ -60,11 +60,14 @@ def plan(
         print_json({**plan_json(selected), "budget": paid, "changes": find_changes(whole)})
     else:
         searches = searches_view(whole, with_cost=True)
-        console().print(plan_view(selected), searches, budget_view(budgeted), changes_view(find_changes(whole)))
+        none = "no such cell" if budgeted is None or not budgeted.left_out else "the budget pays for no cell"
+        console().print(
+            plan_view(selected, none=none), searches, budget_view(budgeted), changes_view(find_changes(whole))
+        )
 
 
-def plan_view(plan: Plan, retrain: bool = False) -> Group:
-    """Return the plan for people; ``retrain`` as of ``plan_totals``."""
+def plan_view(plan: Plan, retrain: bool = False, none: str = "no such cell") -> Group:
+    """Return the plan for people; ``retrain`` and ``none`` as of ``plan_totals``."""
     columns = ("training", "snapshots", "steps", "tokens", "to do")
     table = make_table(*columns, right=("steps", "tokens"), whole=columns[1:])
     rows = _alike(plan.runs)
@@ -76,7 +79,7 @@ def plan_view(plan: Plan, retrain: bool = False) -> Group:
     trainings: list[RenderableType] = [table, *more, Text()] if rows else []
     return Group(
         *trainings,
-        *plan_totals(plan, retrain),
+        *plan_totals(plan, retrain, none),
         *map(indented, cost_lines(estimate(plan))),
         *map(indented, judging_lines(judging_cost(plan))),
         *map(indented, gpu_count_lines(compare_gpu_counts(plan, runs_to_train(plan)))),

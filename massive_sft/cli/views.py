@@ -143,16 +143,17 @@ def _sharing_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def plan_totals(plan: Plan, retrain: bool = False) -> list[Text]:
+def plan_totals(plan: Plan, retrain: bool = False, none: str = "no such cell") -> list[Text]:
     """Return what a plan comes to, a line a fact.
 
     Args:
+        none: what is said of a plan without cells.
         retrain: whether trainings whose snapshots were removed are done again.
     """
     counts = plan.statuses
     statuses = ", ".join(f"{counts[status]} {status}" for status in Status if counts[status])
     to_do = sum(not cell.is_done for cell in plan.cells)
-    lines = [f"{counted(len(plan.cells), 'cell')}: {statuses}; {to_do} to do" if plan.cells else "no such cell"]
+    lines = [f"{counted(len(plan.cells), 'cell')}: {statuses}; {to_do} to do" if plan.cells else none]
     if plan.runs:
         lines += _sharing_lines(plan)
     lines += _early_lines(plan)

@@ -171,7 +171,8 @@ def budget_lines(portion: BudgetedPlan) -> list[str]:
     """Return what a budget takes of a plan and what it leaves out, for people."""
     kept, hours = portion.plan, f"{_about(portion.taken)}{_number(portion.taken.value)}"
     taken = f"{counted(len(kept.base), 'base row')} and {counted(len(kept.runs), 'training run')}"
-    head = f"budget of {portion.hours:g} hours, what is done counted too: {taken} take {hours}"
+    hour = "hour" if portion.hours == 1 else "hours"
+    head = f"budget of {portion.hours:g} {hour}, what is done counted too: {taken} take {hours}"
     if not portion.left_out:
         return [f"{head}; nothing is left out"]
     lines = [f"{head}; left out: {counted(portion.runs_left_out, 'training run')}:"]

@@ -13,7 +13,7 @@ from massive_sft.ledger.last_plan import read_last_plan, write_last_plan
 from massive_sft.ledger.provenance import redact
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
-from massive_sft.planning.plan import Plan
+from massive_sft.planning.plan import CellPlan, Plan
 from massive_sft.planning.requirements import Requirement
 from massive_sft.planning.retention import kept_cells
 from massive_sft.sweep.load import Sweep
@@ -107,8 +107,18 @@ def _changed_inputs(plan: Plan, before: Mapping[str, str]) -> str:
 
 def _lacks(plan: Plan, before: Set[str]) -> list[list[Requirement]]:
     """Return what each finished cell lacks that was not asked ``before``: of the rest, cells of another sweep do."""
-    finished = [cell.unmet for cell in plan.cells if cell.recorded is Status.COMPLETE and cell.unmet]
+    ledger = Ledger(plan.storage)
+    finished = [cell.unmet for cell in plan.cells if cell.unmet and _was_finished(cell, ledger, before)]
     return [[item for item in unmet if item.id not in before] for unmet in finished]
+
+
+def _was_finished(cell: CellPlan, ledger: Ledger, before: Set[str]) -> bool:
+    """Whether a cell had what it lacks now, as it was asked ``before``; a PARTIAL record may lack another sweep's."""
+    if cell.recorded is not Status.PARTIAL:
+        return cell.recorded is Status.COMPLETE
+    record, asked = ledger.read_record(cell.cell.id), set(map(_name, before))
+    had = {_name(identity) for identity in (record.answers if record else ()) if identity in before}
+    return {_name(item.id) for item in cell.unmet} & asked <= had
 
 
 def _asked_otherwise(lacks: Sequence[Sequence[Requirement]], before: Set[str]) -> list[str]:
