@@ -175,12 +175,16 @@ def test_show_prints_a_record(finished: Path) -> None:
     assert shown["cell"] == record.cell
 
 
-def test_new_benchmark_scores_kept_adapters_without_training_and_tells_of_its_parts(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_more(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The finished sweep with a benchmark more, which is answered in several parts that are told."""
     monkeypatch.setattr(shards, "SHARD_REQUESTS", 16)
     monkeypatch.setattr(so_far, "EVERY_S", 0.0)
-    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+    return small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+
+
+def test_new_benchmark_scores_kept_adapters_without_training_and_tells_of_its_parts(copy: Path, one_more: Path) -> None:
+    path = one_more
     _, result, happened = run(path)
     parts = [event.part for event in result.happened if isinstance(event, BenchmarkProgressed)]
     assert parts and all(part.scores.benchmark == "arith_mc-0shot" and part.answered < part.of for part in parts)
@@ -191,11 +195,9 @@ def test_new_benchmark_scores_kept_adapters_without_training_and_tells_of_its_pa
 
 
 def test_scoring_that_goes_on_says_so_and_teaches_no_estimate_what_a_benchmark_takes(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
+    one_more: Path,
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD_REQUESTS", 16)
-    monkeypatch.setattr(so_far, "EVERY_S", 0.0)
-    path = small_sweep(copy, evaluation=with_task(copy, "arith_mc"), blocks=only_lora())
+    path = one_more
     plan, stop = make_plan(load_sweep(path)), StopSignal()
 
     def stop_after_a_shard(event: RunEvent) -> None:

@@ -11,14 +11,7 @@ from pathlib import Path
 
 from massive_sft.core.errors import Corrupt
 from massive_sft.core.files import read_json, walk
-from massive_sft.ledger.attempt import (
-    ASIDE,
-    KEPT,
-    RESUME,
-    find_leftovers,
-    find_stale_checkpoints,
-    published_folders,
-)
+from massive_sft.ledger.attempt import ASIDE, KEPT, RESUME, find_leftovers, find_stale_checkpoints, published_folders
 from massive_sft.ledger.last_plan import sweeps_asking_for_training
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.run_requirements import is_still_required

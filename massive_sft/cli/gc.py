@@ -31,10 +31,7 @@ from massive_sft.cli.options import File, Json, Overlays, console, print_json, r
 from massive_sft.cli.views import make_table
 from massive_sft.core.files import format_bytes, walk
 from massive_sft.core.wording import counted
-from massive_sft.ledger.attempt import (
-    LATEST,
-    remove_leftover,
-)
+from massive_sft.ledger.attempt import LATEST, remove_leftover
 from massive_sft.ledger.last_plan import sweeps_keeping_snapshot, sweeps_keeping_state
 from massive_sft.ledger.lease import LeaseWatch, read_lease
 from massive_sft.ledger.snapshot_store import remove_folder

@@ -72,9 +72,12 @@ def format_score(value: Any, metric: Any, signed: bool = False) -> str:
     if is_missing(value) or is_missing(metric):
         return MISSING
     number, digits = float(value) * metrics.scale(metric), _score_digits(metric)
-    if signed and math.isfinite(number) and number and not round(number, digits):
-        digits += 1
-    return format_number(number, digits, signed)
+    return format_number(number, digits + (signed and _is_hidden(number, digits)), signed)
+
+
+def _is_hidden(number: float, digits: int) -> bool:
+    """Whether a number that is not 0 would be shown as 0."""
+    return bool(number) and not round(number, digits)
 
 
 def _score_digits(metric: str) -> int:
@@ -93,7 +96,7 @@ def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = Fals
     factor = metrics.scale(metric)
     ends = [float(low) * factor, float(high) * factor]
     digits = _score_digits(metric) - (short and factor > 1)
-    digits += any(end and not round(end, digits) for end in ends)
+    digits += any(_is_hidden(end, digits) for end in ends)
     return " to ".join(format_number(end, digits, signed) for end in ends)
 
 
