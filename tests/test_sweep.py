@@ -301,7 +301,7 @@ def test_names_and_fields_are_looked_up_beside_misspelt_keys(raw: dict[str, Any]
     raw["blocks"][3] |= {
         "schedul": "cosin",
         "override": {"seeds": [0, 1], "lr": [1e-5, -1]},
-        "exclude": [{"modl": "x"}],
+        "exclude": ["lima", {"modl": "x"}],
     }
     found = problems(raw)
     for told in (
@@ -312,10 +312,11 @@ def test_names_and_fields_are_looked_up_beside_misspelt_keys(raw: dict[str, Any]
         "blocks[3]: unknown key, got 'schedul'",
         "blocks[3].override: unknown setting field, got 'seeds'",
         "blocks[3].override.lr[1]: must be >= 1e-30, got -1",
-        "blocks[3].exclude[0]: unknown coordinate, got 'modl'",
+        "blocks[3].exclude[0]: must be a mapping",
+        "blocks[3].exclude[1]: unknown coordinate, got 'modl'",
     ):
         assert [problem for problem in found if problem.startswith(f"sweeps/x.yaml: {told}")], (told, found)
-    assert len(found) == 8, found
+    assert len(found) == 9, found
 
 
 def test_broken_entry_is_not_called_unknown_elsewhere(raw: dict[str, Any]) -> None:
