@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import BoundedSemaphore
 
@@ -183,6 +187,32 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def _below(process: int) -> list[int]:
+    """Return a process's descendants, the last first."""
+    children = [
+        int(child) for path in Path(f"/proc/{process}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return [found for child in children for found in (*_below(child), child)]
+
+
+def test_job_that_a_scheduler_suspends_fails_no_program(wall: Wall) -> None:
+    program = "import time\ntime.sleep(1)"
+    code = f"from massive_sft.sandbox.run import *; print(run({program!r}, {wall!r}, Limits(wall_s=3)))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as job:
+        stopped: list[int] = []
+        while len(stopped) < 2 or stopped != _below(job.pid):  # the guest has begun
+            stopped = _below(job.pid)
+            for process in (*stopped, job.pid) if len(stopped) > 1 else ():
+                os.kill(process, signal.SIGSTOP)
+        time.sleep(4)  # more than the program has
+        for process in (job.pid, *stopped):  # whoever waits may be the first to go on
+            with suppress(ProcessLookupError):  # it was killed
+                os.kill(process, signal.SIGCONT)
+            time.sleep(0.2)
+        told, _ = job.communicate()
+    assert "ending='passed'" in told, told
 
 
 def test_outcomes_come_in_order() -> None:

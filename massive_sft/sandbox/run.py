@@ -24,6 +24,7 @@ from massive_sft.sandbox.walls import STRONG, Wall, command, readable
 Choice = Literal["strongest", "rlimits", "none"]
 Ending = Literal["passed", "failed", "timed out", "killed"]
 _VERDICT_BYTES = 1024
+_LOOK_S = 0.5  # of time on the clock that counts at most between two looks at a program
 _CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _room = BoundedSemaphore(_CPUS)  # of this process: several threads may have programs to run
 
@@ -38,7 +39,7 @@ class Limits:
 
     Attributes:
         cpu_s: seconds of CPU time, whole ones, so that a busy machine fails no program.
-        wall_s: seconds on the clock, for a program that waits.
+        wall_s: seconds on the clock, for a program that waits; those in which this process stood still do not count.
         memory_bytes: of address space.
         file_bytes: of one file.
         open_files: at most.
@@ -93,24 +94,30 @@ def run(program: str, wall: Wall, limits: Limits | None = None) -> Outcome:
             start_new_session=True,
         )  # fmt: skip
         with process:
-            verdict, ended = _read(process, time.monotonic() + limits.wall_s)
+            verdict, ended = _read(process, limits.wall_s)
     return _outcome(verdict, ended, process.returncode, token)
 
 
-def _read(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """Return what the guest said, and whether the program ended by itself. All of its processes have ended then."""
+def _read(process: subprocess.Popen[bytes], wall_s: float) -> tuple[bytes, bool]:
+    """Return what the guest said, and whether the program ended by itself. All of its processes have ended then.
+
+    A job that a scheduler suspends stands still with its programs: what passes then is not theirs.
+    """
     assert process.stdout is not None
-    said, poll = b"", select.poll()
+    said, left, poll = b"", wall_s, select.poll()
     poll.register(process.stdout, select.POLLIN)
     try:
-        while (left := deadline - time.monotonic()) > 0 and len(said) <= _VERDICT_BYTES:
-            if poll.poll(left * 1000):
+        while left > 0 and len(said) <= _VERDICT_BYTES:
+            began, look = time.monotonic(), min(left, _LOOK_S)
+            if poll.poll(look * 1000):
                 part = os.read(process.stdout.fileno(), 4096)
                 if not part:
                     with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(max(0.0, deadline - time.monotonic()))
+                        process.wait(left)
                         return said, True
+                    break
                 said += part
+            left -= min(time.monotonic() - began, look)
         return said, False
     finally:
         with contextlib.suppress(ProcessLookupError):
