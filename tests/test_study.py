@@ -303,6 +303,19 @@ def test_points_are_one_a_run_at_its_last_epoch() -> None:
     assert frames.layer_changes(records)[["layer", "change"]].values.tolist() == [[0, 0.1], [1, 0.2]] * 2
 
 
+@pytest.mark.parametrize("bases", [(0.1,) * 6, (0.1, 0.2, 0.5, 0.6, 0.1, 0.2)])
+def test_benchmark_on_which_all_runs_improve_alike_says_nothing_of_overall(bases: Sequence[float]) -> None:
+    """Differences of such scores are equal up to rounding, which is no spread to divide by."""
+    records = []
+    for number, before in enumerate(bases):
+        records.append(base(f"b{number}", quiz=before, prose=1.0, model=f"m{number}"))
+        records.append(pair(f"t{number}", before + 0.1, 1.0 - number / 10, model=f"m{number}"))
+    points = correlate.points(frames.cell_frame(records), tables.gains(frames.tidy(records)))
+    prose = np.arange(6) / 10
+    overall = points.loc[points["column"] == correlate.OVERALL, "improvement"].to_numpy()
+    assert np.sort(overall) == pytest.approx(prose / prose.std(ddof=1))
+
+
 def test_bits_per_byte_are_missing_where_they_were_of_other_bytes_than_said() -> None:
     over = {"perplexity_micro": 2.0, "perplexity_text_micro": 1.8, "bits_per_byte_micro": 0.5}
     measured = [{"perplexity": {"schema": number, "all": over, "response": over}} for number in (1, 2, 3)]

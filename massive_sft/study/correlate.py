@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from massive_sft.study.frames import COORDINATES, last_epochs
+from massive_sft.study.paired import EQUAL
 from massive_sft.study.tables import primary_rows
 
 MIN_PAIRS = 4
@@ -147,7 +148,8 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
     is larger), ``perplexity_all``, ``log_perplexity_all``, ``log_perplexity_response`` (of the training data under the
     base, nats per token), ``log_perplexity_text_response`` and ``bits_per_byte_response`` (likewise, without special
     tokens), ``layer_change``. The column ``overall`` is the mean over all benchmarks of the improvement
-    in units of its standard deviation over the runs; only for runs that have all of them.
+    in units of its standard deviation over the runs, those apart on which all runs improve alike; only for runs that
+    have all of them.
     """
     rows = last_epochs(primary_rows(gains))[["cell", "column", "improvement"]]
     rows = pd.concat([rows, _overall(rows)], ignore_index=True)
@@ -164,7 +166,8 @@ def points(cells: pd.DataFrame, gains: pd.DataFrame) -> pd.DataFrame:
 def _overall(rows: pd.DataFrame) -> pd.DataFrame:
     wide = rows.pivot(index="cell", columns="column", values="improvement").dropna(axis="columns", how="all")
     spread = wide.std()
-    used = wide.loc[:, spread > 0] / spread[spread > 0]
+    varies = spread > EQUAL * wide.abs().max()  # what is less is rounding
+    used = wide.loc[:, varies] / spread[varies]
     mean = used.mean(axis="columns", skipna=False)
     return pd.DataFrame({"cell": mean.index, "column": OVERALL, "improvement": mean.to_numpy(dtype=np.float64)})
 
