@@ -344,6 +344,18 @@ def test_differences_show_methods_datasets_left_out_and_means(trained: list[str]
     assert {name for _, name, _ in shown("mixture-mean")} == {"all mixtures"}
 
 
+def test_two_entries_that_leave_one_out_of_a_mixture_make_no_pair_twice(tmp_path: Path) -> None:
+    mixtures = {"one": {"each": ["first", "second"], "samples": 100}, "all": {"concat": ["one"]}}
+    mixtures |= {name: {"leave_one_out": "all"} for name in ("rest", "less")}
+    block = {"name": "A", "model": "small", "mixture": ["all", "rest", "less"], "setting": "full"}
+    block |= {"schedule": "constant", "horizon": 1, "snapshots": [1], "override": {"seed": [0, 1]}}
+    plan = plan_of(sweep_file(tmp_path, mixtures=mixtures, blocks=[block]))
+    write_records(plan)
+    columns, rows = (report(plan, tmp_path / "out").rows("left-out")[name] for name in ("columns", "rows"))
+    at = [column["label"] for column in columns].index("seeds")
+    assert [row[at] for row in rows] == ["2 of 2", "2 of 2"]
+
+
 def test_differences_count_the_cells_that_are_still_to_come(tmp_path: Path) -> None:
     models = {name: {"hub": f"some/{name}", "revision": "a" * 40} for name in "abc"}
     block = {"name": "A", "model": "all", "mixture": "one", "setting": ["full", "lora"], "schedule": "constant"}

@@ -154,14 +154,15 @@ def _left_out(plan: Plan) -> list[tuple[contrasts.MixtureKey, contrasts.MixtureK
     """
     mixtures, entries = plan.sweep.mixtures, plan.sweep.file.mixtures.entries
     named = [mixture for group in mixtures.values() for mixture in group]
-    return [
+    found = (
         (whole.key, alike.key, part.name)
         for name, entry in entries.items()
         for whole in mixtures.get(entry.leave_one_out or "", ())
         for part, lesser in zip(whole.parts, mixtures[name], strict=True)
         for alike in named
         if (alike.parts, alike.sample_seed) == (lesser.parts, lesser.sample_seed)
-    ]
+    )
+    return list(dict.fromkeys(found))  # two entries may leave one out of the same mixture
 
 
 def _columns(plan: Plan, scores: pd.DataFrame) -> tuple[str, ...]:
