@@ -468,6 +468,25 @@ def test_own_scores_stand_beside_the_released_columns_that_they_are_asked_for(tm
     assert caution.endswith("; 3 shots here, 4 there")
 
 
+@pytest.mark.parametrize(("name", "own_shots"), [("riddles-3shot", 0), ("gsm8k-4shot", 5)])
+def test_own_scores_stand_beside_a_column_at_the_shots_that_are_declared(
+    tmp_path: Path, name: str, own_shots: int
+) -> None:
+    task, shots = name.removesuffix("shot").split("-")
+    column = {"metric": "acc", "scale": "percent", "shots": int(shots), "own_shots": own_shots}
+    (tmp_path / "scales.json").write_text(json.dumps({"schema": 1, "columns": {name: column}}))
+    keys = "model_name,data_name,data_size,lora,lr_strategy,epoch"
+    (tmp_path / "table.csv").write_text(f"{keys},{name}\nsmall,pretrain,0,,,0,20\n")
+    table = read_table(tmp_path / "table.csv", known_columns(tmp_path / "scales.json"))
+    found, _ = write_ledger(tmp_path / "imported", "paper", table, "")
+    theirs = frames.tidy(record for record in found.records().values() if record is not None)
+    scores = {"p": sample_records.benchmark(task, {"acc,none": sample_records.score(0.25)}, own_shots)}
+    record = sample_records.record("a" * 16, scores, model="small", method="none")
+    (row,) = compare_with_imported(frames.tidy([record]), theirs, found.table.columns).itertuples()
+    assert (row.own, row.imported) == (25.0, 20.0)
+    assert row.caution.endswith(f"; {own_shots} shots here, {shots} there")
+
+
 def test_row_of_a_copied_cell_is_marked_beside_an_own_one(tmp_path: Path) -> None:
     found = imported(with_copies(tmp_path / "copies.csv"), tmp_path / "root")
     records = [record for record in found.records().values() if record is not None]

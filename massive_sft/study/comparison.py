@@ -76,7 +76,7 @@ def _theirs(imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]) -> pd.Da
     known = known_columns()  # a table may have been imported by an older version
     alike = {name: (column, known.get(name, column)) for name, column in columns.items()}
     names = {name: tuple({task_of(name, one), *one.tasks, *other.tasks}) for name, (one, other) in alike.items()}
-    shots = {name: tuple({one.shots, other.own_shots or one.shots}) for name, (one, other) in alike.items()}
+    shots = {name: _shots(one, other) for name, (one, other) in alike.items()}
     doubtful = {cell for finding in find_copied(imported) for cell in finding.cells}
     caution = rows["method"].map({method: approximation_note(method) for method in (BASE, "full", "lora")})
     frame = pd.DataFrame(
@@ -93,6 +93,12 @@ def _theirs(imported: pd.DataFrame, columns: Mapping[str, ScoreColumn]) -> pd.Da
     )
     frame = frame.explode("task").explode("shots").astype({"task": "string", "shots": "Int64"})
     return frame.assign(caution=frame["caution"] + _other_shots(frame["shots"], frame["imported_shots"]))
+
+
+def _shots(column: ScoreColumn, known: ScoreColumn) -> tuple[int, ...]:
+    """Return the shots at which a sweep may have a column's benchmark."""
+    shots = {column.shots, column.own_shots, known.own_shots}
+    return tuple(number for number in shots if number is not None)
 
 
 def _other_shots(own: pd.Series, theirs: pd.Series) -> pd.Series:
