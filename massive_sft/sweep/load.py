@@ -196,7 +196,7 @@ class _NameChecks:
         self.is_small = self._count_cells()
         written = dict(zip(left("blocks", raw, broken), file.blocks, strict=True))
         self.variants = tuple(self._block(index, block) for index, block in written.items())
-        self.excludes = tuple(self._excludes(("blocks", index), dict(enumerate(block.exclude))) for index, block in written.items())
+        self.excludes = tuple(self._excludes(("blocks", at), enumerate(block.exclude)) for at, block in written.items())
         for section in ("blocks", "search"):
             for index in sorted(int(at) for at in aside.get(section, ())):
                 self._names_of_broken((section, index), raw[section][index])
@@ -292,7 +292,7 @@ class _NameChecks:
         if isinstance(override := entry.get("override"), Mapping):
             self.settings.check(texts_of(entry.get("setting")), override, partial(self._below, (*at, "override")))
         if isinstance(excludes := entry.get("exclude"), list):
-            self._excludes(at, {index: one for index, one in enumerate(excludes) if isinstance(one, Mapping)})
+            self._excludes(at, ((index, one) for index, one in enumerate(excludes) if isinstance(one, Mapping)))
 
     def _names_of_broken_mixture(self, name: str, entry: Any) -> None:
         if not isinstance(entry, Mapping):
@@ -304,9 +304,9 @@ class _NameChecks:
         for rule in ("concat", "leave_one_out"):
             self._known("mixture", texts_of(entry.get(rule)), ("mixtures", name, rule))
 
-    def _excludes(self, at: Location, block: Mapping[int, Mapping[str, Any]]) -> tuple[Exclude, ...]:
+    def _excludes(self, at: Location, block: Iterable[tuple[int, Mapping[str, Any]]]) -> tuple[Exclude, ...]:
         excludes = []
-        for number, written in block.items():
+        for number, written in block:
             here: Location = (*at, "exclude", number)
             exclude, problems = parse_exclude(written, partial(self._below, here))
             self.problems += problems
