@@ -19,6 +19,7 @@ from massive_sft.core.errors import Interrupted, LeaseLost
 from massive_sft.core.fingerprint import hash_file
 from massive_sft.cost.estimate import estimate
 from massive_sft.cost.formatting import cost_lines
+from massive_sft.cost.time_left import TimeLeft
 from massive_sft.ledger.loss_curve import read_steps
 from massive_sft.ledger.record import Status
 from massive_sft.ledger.store import Ledger
@@ -343,7 +344,11 @@ def test_plan_prices_states_and_what_goes_on_without_one(tmp_path: Path) -> None
     assert "1 training goes on after epochs of which no state was kept" in "\n".join(cost_lines(without))
     shutil.rmtree(longer.root)
     ran(sweep_at(tmp_path, 1))
-    goes_on = estimate(planned(sweep_at(tmp_path, 1, 2)))
+    further = planned(sweep_at(tmp_path, 1, 2))
+    goes_on = estimate(further)
+    left = TimeLeft.of(further).seconds(0.0)  # a cell of which token lengths alone are asked takes no time
+    assert left == pytest.approx(goes_on.training.value, abs=1e-6)
+    assert goes_on.training.value == pytest.approx(without.training.value / 2)
     assert (goes_on.extensions.resumed, goes_on.extensions.repeated) == (1, 0)
     assert "1 training goes on from a checkpoint or a state that was kept" in "\n".join(cost_lines(goes_on))
     (state,) = (place for place in (home_of(longer.sweep.path) / "kept").glob("*/state"))

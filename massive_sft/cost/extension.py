@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from massive_sft.cost.duration import ZERO, Quantity
@@ -46,6 +46,14 @@ def trained_part(storage: Root, run: RunPlan) -> tuple[float, int]:
     trained = trained_epochs(storage, run.trajectory)
     published = min(max(map(int, trained), default=0), run.trajectory.epochs)
     return _epochs_resumed(storage, run, trained), published
+
+
+def resumed_shares(storage: Root, runs: Iterable[RunPlan]) -> dict[str, float]:
+    """Return how much of each run that goes on from a state is trained, from 0 to 1, by trajectory id."""
+    begun = set(Ledger(storage).ids("trajectories"))
+    known = [run for run in runs if run.trajectory.id in begun]
+    shares = {run.trajectory.id: trained_part(storage, run)[0] / run.trajectory.epochs for run in known}
+    return {trajectory: share for trajectory, share in shares.items() if share}
 
 
 def _epochs_resumed(storage: Root, run: RunPlan, trained: Collection[str]) -> float:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from massive_sft.cost.duration import Quantity
+from massive_sft.cost.duration import UNKNOWN, Quantity
 from massive_sft.cost.estimate import Estimator, runs_to_train
+from massive_sft.cost.extension import resumed_shares
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
 from massive_sft.planning.trained import needs_retraining
 
@@ -71,6 +72,15 @@ class _Kind:
         return max(0.0, round(self.todo, 6)) * (prior + self.took) / (prior + self.worked)
 
 
+def _scoring(estimator: Estimator, cell: CellPlan, run: RunPlan | None) -> Quantity | None:
+    """Return the seconds of what a cell lacks, as far as they can be told; None where nothing of them can."""
+    before = estimator.lacks.total()
+    seconds = estimator.cell(cell, run, cell.unmet)
+    if estimator.lacks.total() == before:
+        return seconds
+    return seconds + UNKNOWN if seconds.value else None
+
+
 def _prior(sure: bool) -> float:
     return PRIOR_S if sure else GUESS_PRIOR_S
 
@@ -115,15 +125,17 @@ class TimeLeft:
     def add(self, plan: Plan, retrain: bool = False) -> None:
         """Take in what a plan leaves to do, and is not known yet."""
         estimator = Estimator(plan)
-        trained = {run.trajectory.id: estimator.training(run) for run in runs_to_train(plan, retrain)}
+        to_train = runs_to_train(plan, retrain)
+        trained = {run.trajectory.id: estimator.training(run) for run in to_train}
         todo: list[tuple[CellPlan, RunPlan | None]] = [(cell, None) for cell in plan.base if not cell.is_done]
         for run in plan.todo:
             for cell in run.cells:
                 if not cell.is_done and (retrain or not needs_retraining(plan.storage, run.trajectory, [cell])):
                     todo.append((cell, run))
         self._items |= {cell.cell.id: len(cell.unmet) for cell, _ in todo}
-        scored = {cell.cell.id: estimator.cell(cell, run, cell.unmet) for cell, run in todo}
-        self._expect(trained, {cell: seconds if seconds.value else None for cell, seconds in scored.items()})
+        self._expect(trained, {cell.cell.id: _scoring(estimator, cell, run) for cell, run in todo})
+        for trajectory, share in resumed_shares(plan.storage, to_train).items():
+            self._trainings.note(trajectory, share)
 
     def _expect(self, trainings: Parts, cells: Parts) -> None:
         mean = _mean((*trainings.values(), *cells.values()))
