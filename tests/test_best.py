@@ -23,7 +23,7 @@ from massive_sft.cli.cell_names import short_names
 from massive_sft.cli.diff import _shown
 from massive_sft.cli.score_table import MAX_ROWS, score_table
 from massive_sft.cli.show import _tree
-from massive_sft.cli.views import score_texts
+from massive_sft.cli.views import score_texts, with_interval
 from massive_sft.core.errors import InvalidInput
 from massive_sft.ledger.record import Record, Status
 from massive_sft.study.frames import to_json_rows
@@ -407,6 +407,11 @@ def test_gain_without_an_interval_is_never_bold(tmp_path: Path) -> None:
 def test_what_rounding_left_of_zero_is_shown_as_zero(left_of_zero: float) -> None:
     at_zero = score(0.0).model_copy(update={"interval": (left_of_zero, 0.1332)})
     assert score_texts("acc,none", at_zero, False)["interval"] == "0 .. 13.32"
+    assert with_interval("acc", 0.0, (left_of_zero, 0.1332), "+") == "+0.0 [+0.0, +13.3]"
+
+
+def test_end_of_an_interval_beside_zero_shows_its_side() -> None:
+    assert with_interval("acc", -0.058, (-0.1144, -0.000355), "+") == "-5.8 [-11.4, -0.04]"
 
 
 def test_differing_numbers_are_shown_with_as_many_digits_as_it_takes() -> None:

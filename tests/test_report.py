@@ -429,6 +429,8 @@ def test_small_gain_is_not_shown_as_none() -> None:
     assert formatting.format_score(0.0, "acc", signed=True) == "0.0"
     assert formatting.format_score(1.23456, "bits_per_byte") == "1.235"
     assert formatting.format_interval(-0.11, 0.004, "acc", True, short=True) == "−11.0 to +0.4"
+    assert formatting.format_interval(-0.114, -0.000355, "acc", True, short=True) == "−11.40 to −0.04"
+    assert formatting.format_interval(-2.8e-17, 0.1332, "acc") == "0.0 to 13.3"
     assert formatting.format_interval(-0.11, 0.0, "acc", True, short=True) == "−11 to 0"
 
 

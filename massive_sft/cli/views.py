@@ -17,7 +17,7 @@ from massive_sft.ledger.record import Score, Status
 from massive_sft.planning.plan import Plan
 from massive_sft.planning.retention import count_removed
 from massive_sft.planning.snapshot_address import snapshot_address
-from massive_sft.suites.metrics import EARLY, full_name, scale, split, unit
+from massive_sft.suites.metrics import EARLY, full_name, scale, split, unit, visible_digits, without_noise
 from massive_sft.sweep.resources import describe_layouts
 from massive_sft.sweep.semantics import GENERATION_SEMANTICS, SCORE_SEMANTICS, TRAIN_SEMANTICS
 from massive_sft.training.layout import refused_layouts
@@ -31,7 +31,6 @@ STYLES = {
     Status.WAITING: "dim",
     Status.PRUNED: "dim",
 }
-NOISE = 1e-12
 NOTES = 10  # warnings shown before "and N more"
 
 
@@ -97,12 +96,7 @@ def _shown(metric: str, number: float, sign: str) -> str:
     shown = without_noise(number) * scale(metric)
     if not unit(metric):
         return format(shown, f"{sign}z.3g" if sign else "z.4g")
-    return format(shown, f"{sign}z.1f" if abs(shown) < 99.95 else f"{sign}.0f")
-
-
-def without_noise(value: float) -> float:
-    """Return a number, 0 where it is what rounding left of 0: older ledgers have ends of intervals such as 1e-17."""
-    return 0.0 if abs(value) < NOISE else value
+    return format(shown, f"{sign}z.{visible_digits(shown, 1)}f" if abs(shown) < 99.95 else f"{sign}.0f")
 
 
 def budget_view(portion: BudgetedPlan | None) -> Group:

@@ -67,17 +67,12 @@ def format_duration(seconds: float) -> str:
 def format_score(value: Any, metric: Any, signed: bool = False) -> str:
     """Return a score, or with ``signed`` a gain, in the unit that people read (``metrics.scale``).
 
-    A gain has a digit more where it would be shown as 0, as the ends of its interval have.
+    A gain has more digits where it would be shown as 0, as the ends of its interval have.
     """
     if is_missing(value) or is_missing(metric):
         return MISSING
     number, digits = float(value) * metrics.scale(metric), _score_digits(metric)
-    return format_number(number, digits + (signed and _is_hidden(number, digits)), signed)
-
-
-def _is_hidden(number: float, digits: int) -> bool:
-    """Whether a number that is not 0 would be shown as 0."""
-    return bool(number) and not round(number, digits)
+    return format_number(number, metrics.visible_digits(number, digits) if signed else digits, signed)
 
 
 def _score_digits(metric: str) -> int:
@@ -87,7 +82,7 @@ def _score_digits(metric: str) -> int:
 def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = False, short: bool = False) -> str:
     """Return ``low to high``: of scores where a metric is given, with a digit less if ``short``; a dash for none.
 
-    An end beside 0 has a digit more where it would be shown as 0, for it tells whether 0 lies within.
+    Both ends have as many digits as the one beside 0 needs, for it tells whether 0 lies within.
     """
     if is_missing(low) or is_missing(high):
         return MISSING
@@ -96,7 +91,7 @@ def format_interval(low: Any, high: Any, metric: Any = None, signed: bool = Fals
     factor = metrics.scale(metric)
     ends = [float(low) * factor, float(high) * factor]
     digits = _score_digits(metric) - (short and factor > 1)
-    digits += any(_is_hidden(end, digits) for end in ends)
+    digits = max(metrics.visible_digits(end, digits) for end in ends)
     return " to ".join(format_number(end, digits, signed) for end in ends)
 
 

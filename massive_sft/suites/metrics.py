@@ -28,6 +28,7 @@ EARLY_NOTE = f"{EARLY} early answer: not all questions were asked; within evalua
 LOWER = "↓"
 """Stands behind the name of a metric that is better when low, at the head of a column."""
 LOWER_NOTE = f"{LOWER}: lower is better"
+NOISE = 1e-12  # what is smaller is left of 0 by rounding: older ledgers have ends of intervals such as 1e-17
 
 
 def scale(metric: str) -> float:
@@ -55,6 +56,18 @@ def _cut(metric: str, value: float, low: float, high: float, least: float) -> tu
 def unit(metric: str) -> str:
     """Return the unit of a scaled metric: ``%`` for fractions and for percentages, else nothing."""
     return "%" if metric in FRACTIONS or metric == "percent" or metric.endswith("_percent") else ""
+
+
+def without_noise(value: float) -> float:
+    """Return a number, 0 where it is what rounding left of 0."""
+    return 0.0 if abs(value) < NOISE else value
+
+
+def visible_digits(number: float, digits: int) -> int:
+    """Return how many decimals show a number: ``digits``, more where it would be shown as 0 and is not."""
+    while without_noise(number) and not round(number, digits):
+        digits += 1
+    return digits
 
 
 def split(key: str) -> tuple[str, str]:
