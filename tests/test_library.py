@@ -158,6 +158,15 @@ def test_root_of_an_earlier_version_loads_with_hyperparameters() -> None:
     assert not results.ledger.corrupt
 
 
+def test_hyperparameters_that_no_cell_has_are_missing_and_no_unknown_column(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
+    path = sweep_file(tmp_path, blocks=[block | {"horizon": 1, "snapshots": [1]}])
+    write_records(plan_of(path))
+    names = ["lr", "lora.rank", "optimizer.decay", "schedule.final"]
+    full = ms.load(path).cells.query("method == 'full'")[names]
+    assert full.notna().all().to_dict() == dict(zip(names, (True, False, False, False), strict=True))
+
+
 def test_sweep_s_cells_without_a_record_are_there_with_their_hyperparameters(tmp_path: Path) -> None:
     path = sweep_file(tmp_path)
     kept = {item.cell.id for item in plan_of(path).cells[:3]}
@@ -288,7 +297,7 @@ def test_import_is_light_and_every_name_is_there() -> None:
 def test_cells_recorded_by_hand_have_no_hyperparameters(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path))
     write_records(plan)
-    assert "lr" not in ms.load(plan.root).cells.columns
+    assert ms.load(plan.root).cells[["lr", "lora.rank"]].isna().all().all()
 
 
 def test_answers_stand_side_by_side(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from massive_sft.core.fingerprint import flatten
-from massive_sft.sweep.schema import Setting
+from pydantic import BaseModel
 
-_COORDINATES = {"method", "schedule.name", "schedule.horizon"}  # known by name already
+from massive_sft.core.fingerprint import flatten
+from massive_sft.sweep.schema import Schedule, Setting
+
+_COORDINATES = {"method", "seed", "schedule.name", "schedule.horizon"}  # known by name already
 
 
 def hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +32,21 @@ def hyperparameters(content: Mapping[str, Any]) -> dict[str, Any]:
     schedule = {"schedule": content["schedule"]} if content.get("schedule") else {}
     flat = flatten({**setting, **lists, **nested, **schedule})
     return {name: value for name, value in flat.items() if name and name not in _COORDINATES}
+
+
+def hyperparameter_names() -> list[str]:
+    """Return the names of all hyperparameters that cells may have, those of LoRA and of every schedule among them."""
+    names = (*_names(Setting), *_names(Schedule, "schedule."))
+    return [name for name in names if name not in _COORDINATES]
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _names(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _lists_as_json(values: Mapping[str, Any]) -> dict[str, Any]:

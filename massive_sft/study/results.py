@@ -23,7 +23,7 @@ from massive_sft.planning.snapshot_address import bucket_address
 from massive_sft.search.plan import make_whole_plan
 from massive_sft.study import file_frames, frames, tables
 from massive_sft.study.asked import asked_records
-from massive_sft.study.hyperparameters import hyperparameters
+from massive_sft.study.hyperparameters import hyperparameter_names, hyperparameters
 from massive_sft.study.imported import is_imported, open_imported
 from massive_sft.study.model_map import map_frame, model_maps
 from massive_sft.study.paired_gains import SampleReader, with_paired_intervals
@@ -72,16 +72,17 @@ class Results:
         """One row a cell: coordinates, status, measures, counts, training, then every hyperparameter.
 
         The columns of ``frames.CELLS``, and those of the settings as the sweep file names them: ``lr``, ``batch``,
-        ``lora.rank``, ``optimizer.weight_decay``, ... A cell without a record has only coordinates, status and these.
+        ``lora.rank``, ``optimizer.weight_decay``, ..., also of those that no cell has. A cell without a record has only
+        coordinates, status and these.
         """
         recorded = frames.cell_frame(self.records.values())
         ends = [file_frames.end_losses(self.ledger, record) or (None, None) for record in self.records.values()]
         recorded[["first_loss", "last_loss"]] = pd.DataFrame(ends, columns=["first", "last"], dtype="float64")
         whole = pd.concat([recorded, self.planned], ignore_index=True) if len(self.planned) else recorded
         rows = [self._hyperparameters(cell) for cell in whole["cell"]]
-        settings = pd.DataFrame(rows, index=whole.index).convert_dtypes()
-        new = [name for name in settings.columns if name not in whole.columns]
-        return tables.with_mixture(pd.concat([whole, settings[new]], axis=1))
+        names = dict.fromkeys([*hyperparameter_names(), *(name for row in rows for name in row)])
+        settings = pd.DataFrame(rows, whole.index, [name for name in names if name not in whole.columns])
+        return tables.with_mixture(pd.concat([whole, settings.convert_dtypes()], axis=1))
 
     def _hyperparameters(self, cell: str) -> dict[str, Any]:
         try:
