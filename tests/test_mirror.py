@@ -506,6 +506,32 @@ def test_newer_record_updates_the_same_run_even_within_one_second(ledger):
     assert len(history(uri_of(ledger), after, "training/loss")) == 4
 
 
+def test_newer_record_is_shown_though_the_clock_was_set_back_since(ledger):
+    cell = write(ledger, created="2026-01-31T14:00:00+00:00", finished="2026-01-31T14:01:30+00:00")
+    mirror(ledger, {cell: coordinates(2)})
+    for value in (0.75, 0.5):
+        write(ledger, scores={"aaaaaaaaaaaa": benchmark(value)})
+        mirror(ledger, {cell: coordinates(2)})
+        assert child_of(ledger, cell).data.metrics["mmlu/acc"] == value
+
+
+def test_training_that_was_made_again_with_other_losses_does_not_stand_in_one_curve_with_the_first(ledger, caplog):
+    caplog.set_level(logging.INFO, logger="massive_sft")
+    write_losses(ledger, steps=4, epochs=2)
+    cell = write(ledger)
+    mirror(ledger, {cell: coordinates(2)})
+    shutil.rmtree(ledger.trajectory_dir(TRAJECTORY) / "training" / "attempt-2")
+    write_losses(ledger, steps=4, epochs=2, loss={3: 0.25})
+    write(ledger, created=FINISHED, training={"last_loss": 0.25, "steps": 4})
+    mirror(ledger, {cell: coordinates(2)})
+    client = MlflowClient(uri_of(ledger))
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name(SWEEP).experiment_id], f"tags.`massive_sft.cell` = '{cell}'"
+    )
+    assert [loss for _, loss, _ in history(uri_of(ledger), run, "training/loss")] == [1.0, 0.5, 0.25, 0.25]
+    assert "has another loss curve" in caplog.text
+
+
 def test_run_that_went_on_leaves_the_curves_of_its_earlier_cells_alone(ledger):
     write_losses(ledger, steps=4, epochs=2)
     cell = write(ledger, epoch=2)

@@ -32,8 +32,8 @@ PARAM_LENGTH = 500
 TAG_LENGTH = 1000
 NONE = "none"  # of a tag that has nothing to say: an empty one reads as if there were something
 
-SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE, WRITTEN = (
-    f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve", "written")
+SWEEP, LEDGER, CELL, RECORD, GAINS, CURVE = (
+    f"massive_sft.{name}" for name in ("sweep", "ledger", "cell", "record", "gains", "curve")
 )
 NO_TEMPLATES: Mapping[str, str] = {}
 BY_LAYER = "layer_change/by_layer"

@@ -23,7 +23,6 @@ from massive_sft.tracking.run_fields import (
     CURVE,
     GAINS,
     RECORD,
-    WRITTEN,
     CellRun,
     MixtureInput,
     Point,
@@ -131,20 +130,21 @@ class Tracker:
 
         A file that is refused (too large for a proxy, no permission) is missing there, and the run says so.
         """
-        child = self._child(run)
+        child = self._child(run, curve)
         tags, shown = child.data.tags, child.data.metrics
-        written = int(tags.get(WRITTEN, 0))
         # MLflow tells a metric's value at its last step.
         last = {point.key: point.value for point in run.points}
-        # Of two values at one step it shows the one with the later time, so a correction needs a later one.
+        # Of two values at one step it shows the one with the later time, so a correction needs a later one: also of
+        # the first in a second, and of one that was made while the clock was ahead.
+        times = {metric.key: metric.timestamp for metric in child.data.to_proto().metrics}
         points = [
-            Metric(point.key, point.value, point.timestamp + written, point.step)
+            _metric(point, max(point.timestamp, times.get(point.key, 0) + 1))
             for point in run.points
             if shown.get(point.key) != last[point.key]
         ]
         new_tags, whole = dict(run.tags), {}
         if curve is not None and tags.get(CURVE_WHOLE) != curve.id:
-            points += [_metric(point) for point in curve.points]
+            points += [_metric(point, point.timestamp) for point in curve.points]
             whole = {CURVE: curve.note, CURVE_WHOLE: curve.id}  # only once all calls have been answered
         # A parameter cannot change; what can are names, when the sweep file renames a model.
         known = child.data.params
@@ -164,7 +164,7 @@ class Tracker:
         self._client.set_terminated(identity, run.status, child.info.start_time + run.end - run.start)
         self._show(run.main, [tag for tag in SEARCH_TAGS if tag in run.tags])
         # Last: it says that all of the above is there.
-        done = whole | {RECORD: run.version[0], GAINS: run.version[1], WRITTEN: str(written + 1)}
+        done = whole | {RECORD: run.version[0], GAINS: run.version[1]}
         self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
         self.shown.wrote(run.cell, ShownCell(identity, run.version, run.end))
 
@@ -228,17 +228,20 @@ class Tracker:
         if earlier:
             log.warning("%d runs of an earlier version are in the tracker's trash; they are written anew", len(earlier))
 
-    def _child(self, run: CellRun) -> Run:
-        """Find or make the run of a cell. One with numbers that no longer hold is made anew, and a failed one where the
-        cell was made again: MLflow can remove a run, but no metric of it, and cannot change when it began.
+    def _child(self, run: CellRun, curve: RunCurve | None) -> Run:
+        """Find or make the run of a cell. One with numbers that no longer hold is made anew, or with another curve, and
+        a failed one where the cell was made again: MLflow can remove a run, but no metric of it and no point of a
+        curve, and cannot change when it began.
         """
         existing = self._run_of(run.cell)
         if existing is not None:
             stale = stale_metrics(existing.data.metrics, run)
             is_made_again = existing.info.status == "FAILED" and existing.info.start_time != run.start
-            if not stale and not is_made_again:
+            is_redrawn = curve is not None and existing.data.tags.get(CURVE_WHOLE, curve.id) != curve.id
+            if not (stale or is_made_again or is_redrawn):
                 return existing
-            why = f"has no {', '.join(stale)} any more" if stale else "was made again since it failed"
+            why = "was made again since it failed" if is_made_again else "has another loss curve"
+            why = f"has no {', '.join(stale)} any more" if stale else why
             log.info("%s %s: its run is in the trash, and written anew", run.name, why)
             self._set_columns([name for name in self._columns or () if name not in stale], self._tags)
             self._client.delete_run(run_id(existing))
@@ -323,8 +326,8 @@ def _dataset(mixture: MixtureInput) -> DatasetInput:
     return DatasetInput(made, tags=[InputTag("mlflow.data.context", "training")])
 
 
-def _metric(point: Point) -> Metric:
-    return Metric(point.key, point.value, point.timestamp, point.step)
+def _metric(point: Point, time: int) -> Metric:
+    return Metric(point.key, point.value, time, point.step)
 
 
 def _batches(
