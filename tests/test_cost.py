@@ -880,6 +880,14 @@ def test_table_that_was_removed_is_made_anew(tmp_path: Path) -> None:
     assert read_cost_table(plan.storage) == before
 
 
+def test_estimate_counts_what_a_killed_run_measured_and_writes_nothing(tmp_path: Path) -> None:
+    plan = learned(tmp_path)
+    before = estimate(plan)
+    (plan.root / NAME).unlink()  # as a run leaves it that is killed before it learns
+    assert estimate(plan) == before
+    assert before.measured == 1 and not (plan.root / NAME).exists()
+
+
 def test_nothing_is_learned_while_another_run_learns(tmp_path: Path) -> None:
     plan = learned(tmp_path)
     (plan.root / NAME).unlink()

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from massive_sft.cost.cost_table import (
-    CostTable,
-    ScoringCosts,
-    TrainingCosts,
-    read_cost_table,
-    scoring_key,
-    training_key,
-    write_cost_table,
-)
+from massive_sft.cost.cost_table import ScoringCosts, TrainingCosts, scoring_key, training_key, write_cost_table
 from massive_sft.cost.devices import find_gpu
 from massive_sft.cost.duration import perplexity_operations, scoring_operations, training_operations
 from massive_sft.cost.inputs import CostInputs
@@ -39,18 +31,35 @@ def calibrate(plan: Plan, ledger: Ledger) -> int:
     if lease is None:
         return 0
     with lease:
-        table = read_cost_table(ledger.storage)
-        recorded = dict(table.cells)
-        calibrator = _Calibrator(table, plan, ledger)
-        for run in plan.runs:
-            for cell in run.cells:
-                calibrator.cell(cell, run)
-        for cell in plan.base:
-            calibrator.cell(cell, None)
-        new = sum(recorded.get(cell) != revision for cell, revision in table.cells.items())
+        inputs = CostInputs(plan)
+        new = _add_new(inputs, ledger)
         if new:
-            write_cost_table(ledger.storage, table)
+            write_cost_table(ledger.storage, inputs.table)
     return new
+
+
+def measured_inputs(plan: Plan) -> CostInputs:
+    """Return a plan's inputs with what a run measured that was killed before it added that to the table.
+
+    Nothing is written: the next run's ``calibrate`` does that.
+    """
+    inputs, ledger = CostInputs(plan), Ledger(plan.storage)
+    if any(cell.record not in ("", inputs.table.cells.get(cell.cell.id)) for cell in plan.cells):
+        _add_new(inputs, ledger)
+    return inputs
+
+
+def _add_new(inputs: CostInputs, ledger: Ledger) -> int:
+    """Add new records to a table in memory; return how many."""
+    table, plan = inputs.table, inputs.plan
+    recorded = dict(table.cells)
+    calibrator = _Calibrator(inputs, ledger)
+    for run in plan.runs:
+        for cell in run.cells:
+            calibrator.cell(cell, run)
+    for cell in plan.base:
+        calibrator.cell(cell, None)
+    return sum(recorded.get(cell) != revision for cell, revision in table.cells.items())
 
 
 def device_name(recorded: str) -> str:
@@ -60,11 +69,10 @@ def device_name(recorded: str) -> str:
 
 
 class _Calibrator:
-    def __init__(self, table: CostTable, plan: Plan, ledger: Ledger):
-        self.table, self.ledger = table, ledger
-        self.dtype = plan.sweep.file.evaluation.protocol.dtype
-        self.entries = ledger.entries({cell.cell.id for cell in plan.cells})
-        self.inputs = CostInputs(plan)
+    def __init__(self, inputs: CostInputs, ledger: Ledger):
+        self.inputs, self.table, self.ledger = inputs, inputs.table, ledger
+        self.dtype = inputs.plan.sweep.file.evaluation.protocol.dtype
+        self.entries = ledger.entries({cell.cell.id for cell in inputs.plan.cells})
 
     def cell(self, cell: CellPlan, run: RunPlan | None) -> None:
         """Add a cell's newest record, unless it was added before."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from massive_sft.cost.calibrate import measured_inputs
 from massive_sft.cost.cost_table import ScoringCosts
 from massive_sft.cost.devices import Device
 from massive_sft.cost.disk import Disk, peak_disk
@@ -93,7 +94,7 @@ class Estimator:
     """
 
     def __init__(self, plan: Plan, whole: bool = False):
-        self.inputs, self.whole = CostInputs(plan), whole
+        self.inputs, self.whole = measured_inputs(plan), whole
         self.lacks: Counter[Lack] = Counter()
         self._perplexed: set[str] = set()
         self._measured: dict[tuple[str, str], Mapping[str, ScoringCosts]] = {}
