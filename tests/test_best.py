@@ -169,6 +169,28 @@ def test_questions_that_both_answered_are_compared_in_pairs(tmp_path: Path) -> N
     assert not ranking.loc[2:, "tied"].any()
 
 
+def test_group_of_some_of_the_tasks_is_not_compared_by_the_questions_of_all(tmp_path: Path) -> None:
+    """Also where its score is that of all: ten questions do not tell 60 % from 50 % because a hundred would."""
+    rights = {"none": 0.5, "full": 0.5, "lora": 0.6}
+    path = sweep_file(tmp_path)
+
+    def change(record: Record) -> Record:
+        right = rights[str(record.coordinates["method"])]
+        groups = {name: {"acc,none": score(right, n=n, half=0.3)} for name, n in (("quiz", 100), ("part", 10))}
+        made = {
+            protocol: benchmark("quiz", {"acc,none": score(right)}, asked=item.asked, groups=groups)
+            for protocol, item in record.scores.items()
+            if item.benchmark == "quiz-0shot"
+        }
+        return record.model_copy(update={"scores": made})
+
+    write_records(plan_of(path), change)
+    write_samples(path, lambda at: share(rights[at["method"]]))
+    results = ms.load(path)
+    tied = {name: set(results.best(f"{name}/acc").query("method == 'full'")["tied"]) for name in ("quiz", "part")}
+    assert tied == {"quiz": {False}, "part": {True}}
+
+
 def test_seeds_are_compared_one_by_one(tmp_path: Path) -> None:
     """As the report does; two means whose intervals are wide are told apart where each seed's answers are."""
     block = {"name": "A", "model": "small", "mixture": "first", "setting": ["full", "lora"], "schedule": "constant"}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,6 +100,14 @@ class SampleReader:
         """Return a cell's values; None where the ledger has none."""
         protocol, *rest = key
         return samples_at(self._file(cell, protocol), *rest)
+
+    def read_row(self, row: Mapping[str, Any]) -> Samples | None:
+        """Return the values that the score of a row of ``frames.tidy`` is made of; None where the ledger has none.
+
+        Nor has a group of some of the protocol's tasks values of its own.
+        """
+        found = self.read(str(row["cell"]), key_of(row))
+        return None if found is None or (row["kind"] == "group" and len(found.values) != row["n"]) else found
 
     def _read(self, cell: str, protocol: str) -> Tables:
         try:
@@ -226,10 +235,10 @@ def with_paired_intervals(gains: pd.DataFrame, reader: SampleReader) -> pd.DataF
     found: dict[int, tuple[float, float]] = {}
     for index, row in zip(wanted.index, to_rows(wanted[names]), strict=True):
         before = reader.read(str(row["base_cell"]), key_of(row | {"protocol": row["full_protocol"]}))
-        own = reader.read(str(row["cell"]), key_of(row))
+        own = reader.read_row(row)
         scores = (float(row["base"]), float(row["value"]))
-        if own is None or before is None or (row["kind"] == "group" and len(own.values) != row["n"]):
-            continue  # a group of some of the protocol's tasks has no values of its own
+        if own is None or before is None:
+            continue
         is_early = not pd.isna(row["early"]) and row["early"]
         bounds = early_interval(before, own, row["gain"]) if is_early else paired_interval(before, own, scores)
         if bounds is not None:

@@ -21,7 +21,7 @@ from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.ledger.record import Record
 from massive_sft.ledger.store import Ledger
 from massive_sft.study.frames import BASE, CONDITION, grouped, tidy, to_rows
-from massive_sft.study.paired_gains import SampleReader, key_of, paired_interval
+from massive_sft.study.paired_gains import SampleReader, paired_interval
 from massive_sft.study.tables import mean_interval
 from massive_sft.suites.metrics import possible_difference, possible_score
 
@@ -205,7 +205,7 @@ def _less(one: Mapping[str, Any], two: Mapping[str, Any], reader: SampleReader) 
     apart = _score(two).minus(_score(one))
     if one["protocol"] != two["protocol"]:
         return apart
-    first, second = (reader.read(row["cell"], key_of(row)) for row in (one, two))
+    first, second = (reader.read_row(row) for row in (one, two))
     if first is None or second is None:
         return apart
     bounds = paired_interval(first, second, (one["value"], two["value"]))
