@@ -143,6 +143,13 @@ def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_p
     [
         ("ftp://x", "must be a server's"),
         ("databricks", "must be a server's"),
+        ("http://me:hunter2@[host", "must be http"),
+        ("http://me:hunter2/x@host", "%2F"),
+        ("http://me:hunter2 x@host", "%20"),
+        ("http:/me:hunter2@host", "must be http"),
+        ("https://me:hunter2@host:port", "must be http"),
+        ("me:hunter2@host:5000", "must be a server's"),
+        ("postgresql://me:hunter2/x@host/db", "must be a server's"),
         ("sqlite:///mlflow.db", "absolute path"),
         ("sqlite:////x/a?b.db", "%3F"),
         ("${NOT_SET_ANYWHERE}", "variable"),
@@ -150,8 +157,9 @@ def test_address_takes_variables_and_a_server_chooses_its_artifacts_itself(tmp_p
 )
 def test_wrong_address_is_said_by_both_check_and_run(tmp_path, uri, rule):
     assert rule in problem_of(uri)
-    with pytest.raises(InvalidInput, match=rule):
+    with pytest.raises(InvalidInput, match=rule) as refused:
         resolve_uri(uri, tmp_path)
+    assert "hunter2" not in f"{problem_of(uri)} {refused.value}"
 
 
 def test_server_is_asked_as_the_client_asks_below_its_path_with_the_credentials_of_its_address(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from massive_sft.core.errors import InvalidInput, Problem
 from massive_sft.core.fingerprint import digest
-from massive_sft.ledger.provenance import redact
+from massive_sft.ledger.provenance import HIDDEN, redact
 from massive_sft.sweep.paths import expand_variables
 
 PLACE = "tracking.mlflow"
@@ -103,13 +103,32 @@ def _form_problem(uri: str, place: str) -> Problem | None:
         expanded = expand_variables(uri)
     except KeyError as error:
         return Problem(place, f"needs the environment variable {error.args[0]}, which is not set", uri)
-    if not expanded or urllib.parse.urlsplit(expanded).scheme in ("http", "https"):
+    if not expanded:
         return None
+    if re.match("https?:", expanded, re.IGNORECASE):
+        return _server_form_problem(expanded, place)
     path = database_path(expanded)
     if path is None:
-        return Problem(place, "must be a server's http(s) address or sqlite:///PATH", redact(expanded))
+        return Problem(place, "must be a server's http(s) address or sqlite:///PATH", _without_login(expanded))
     if "?" in expanded or "#" in expanded:
         return Problem(place, "must be a path alone, with %3F for ?, %23 for # and %25 for %", redact(expanded))
     if not path.is_absolute():
         return Problem(place, "must name an absolute path, with four slashes: sqlite:////home/me/mlflow.db", expanded)
     return None
+
+
+def _server_form_problem(uri: str, place: str) -> Problem | None:
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        has_host, _ = bool(parts.hostname), parts.port
+    except ValueError:  # of brackets, or of what stands where a port should
+        has_host = False
+    if has_host and not re.search(r"\s", uri):
+        return None
+    rule = "must be http(s)://HOST[:PORT]; in a user's name or password / is %2F, @ is %40 and a space is %20"
+    return Problem(place, rule, _without_login(uri))
+
+
+def _without_login(uri: str) -> str:
+    """Return an address for people: without name and password, however these are written in it."""
+    return redact(re.sub(r"^([\w+.-]+:/*)?.*@", rf"\1{HIDDEN}@", uri, flags=re.DOTALL))
