@@ -235,6 +235,16 @@ def test_seeds_are_averaged_with_students_t() -> None:
     assert row["n"] == 100
 
 
+@pytest.mark.parametrize("missing", [0, 1])
+def test_seeds_have_the_questions_of_those_that_are_scored(missing: int) -> None:
+    records = [pair(f"{seed}", 0.5, seed=seed) for seed in (0, 1)]
+    scored = {QUIZ: records[1 - missing].scores[QUIZ]}
+    records[missing] = records[missing].model_copy(update={"scores": {}, "missing": {"quiz-0shot": "out of memory"}})
+    records[1 - missing] = records[1 - missing].model_copy(update={"scores": scored})
+    (row,) = frames.to_rows(tables.over_seeds(tables.gains(frames.tidy([*records, base()]))))
+    assert (row["seeds"], row["asked_seeds"], row["n"]) == (1, 2, 100)
+
+
 def test_correlation_equals_scipys() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=20)

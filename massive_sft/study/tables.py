@@ -223,7 +223,7 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             metric=("metric", "first"),
             filter=("filter", "first"),
             benchmark=("benchmark", "first"),
-            n=("n", lambda n: n.iloc[0] if n.nunique() == 1 else pd.NA),
+            n=("n", lambda n: n.dropna().iloc[0] if n.nunique() == 1 else pd.NA),
             seeds=("gain", "count"),
             asked_seeds=("cell", "nunique"),
             value=("value", "mean"),
