@@ -452,7 +452,7 @@ def test_much_truncation_is_a_warning_before_anything_is_trained(home: Path) -> 
     block = {"name": "A", "model": "all", "mixture": "one", "setting": "all", "schedule": "constant"}
     changes: dict[str, Any] = {"blocks": [block | {"setting": "full", "horizon": 1, "snapshots": [1]}]}
     (text,) = warned(planned(home, settings={"full": full | {"max_length": 64, "truncation": "left"}}, **changes))
-    rule = r"settings\.full\.max_length: cuts text off \d+ of 24 samples of facts, .* raise it, or .*, got 64"
+    rule = r"settings\.full\.max_length: cuts text off \d+ of 24 samples of facts \(before its answer, and the end of .*, got 64"
     assert re.search(rule, text)
     (text,) = warned(planned(home, settings={"full": full | {"max_length": 64, "truncation": "drop"}}, **changes))
     assert re.search(r"max_length: leaves out \d+ of 24 samples of facts, .* raise it, got 64", text)

@@ -56,10 +56,12 @@ def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model:
         much.sort(key=lambda pair: pair[0] / pair[1].drawn, reverse=True)
         named = ", ".join(f"{count:,} of {total.drawn:,} samples of {total.name}" for count, total in much[:NAMED])
         more = f" and of {len(much) - NAMED} mixtures more" if len(much) > NAMED else ""
+        verb = "leaves out" if drops else "cuts text off"
+        cut = " (before its answer, and the end of an answer that is longer by itself)"
         rule = (
-            f"{'leaves out' if drops else 'cuts text off'} {named}{more}, counted in tokens of {model}, of which the "
+            f"{verb} {named}{more}{cut if setting.truncation == 'left' else ''}, counted in tokens of {model}, of which "
+            f"the longest has {max(total.longest for _, total in much):,}; raise it"
         )
-        rule += f"longest has {max(total.longest for _, total in much):,}; raise it"
         yield Problem(
             place, rule if drops else f"{rule}, or leave such samples out (truncation: drop)", setting.max_length
         )

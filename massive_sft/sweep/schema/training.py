@@ -92,8 +92,9 @@ class Setting(StrictModel):
     max_length: Annotated[Positive, Field(gt=1)] = 2048
     """Tokens of a sample at most."""
     truncation: Literal["right", "left", "drop", "refuse"] = "right"
-    """What becomes of a longer sample: it loses its end (``right``) or its beginning (``left``), is left out
-    (``drop``), or ends the run with an error (``refuse``)."""
+    """What becomes of a longer sample: it loses its end (``right``), or the beginning of what stands before its last
+    answer (``left``; an answer that is longer by itself loses its end and EOS, too), is left out (``drop``), or ends
+    the run with an error (``refuse``)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of weights and computation; with bf16 the optimizer keeps weights in fp32."""
     optimizer: Optimizer = Optimizer()
