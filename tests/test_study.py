@@ -15,7 +15,7 @@ import pytest
 from sample_records import LAYOUT, benchmark, bonett_price, record, score
 from scipy import stats
 
-from massive_sft.ledger.record import Record, Status
+from massive_sft.ledger.record import Early, Record, Status
 from massive_sft.ledger.record_warnings import find_warnings
 from massive_sft.ledger.store import Ledger
 from massive_sft.report.heat_table import ROW, heat_table
@@ -557,6 +557,42 @@ def test_gains_are_paired_where_the_ledger_has_both_cells_values(tmp_path: Path)
     beside = found[found["metric"] == "acc_norm"].set_index("epoch")
     assert not beside["primary"].any()
     pd.testing.assert_frame_equal(beside[["gain_low", "gain_interval"]], rows[["gain_low", "gain_interval"]])
+
+
+@pytest.mark.parametrize("early", ["lora", "full"])
+def test_difference_of_an_early_and_a_full_score_has_the_interval_of_both(early: str, tmp_path: Path) -> None:
+    """An early score rests on the base model's, so its difference from a tuned cell's is no mean of changes."""
+    ledger, asked = Ledger.open(tmp_path), 40
+    base_values, tuned = (np.array([1.0] * right + [0.0] * (50 - right) + [1.0] * 50) for right in (10, 22))
+    values = {"none": base_values, "full": tuned, "lora": tuned}  # the base model is worse at what is asked early
+    records = []
+    for method, whole in values.items():
+        of, protocol, about, mean = whole, QUIZ, None, float(whole.mean())
+        if method == early:
+            of, protocol = whole[:asked], "e" * 16
+            about = Early(protocol=QUIZ, questions=asked, of=100, look=3, until=8.0, half_width=7.0)
+            mean = float(base_values.mean() + (of - base_values[:asked]).mean())
+        scored = benchmark("quiz", {"acc,none": score(mean, n=len(of))})
+        scored = scored.model_copy(update={"early": about, "asked": scored.asked + (" ±8" if about else "")})
+        made = record(
+            {"none": "b", "full": "1", "lora": "2"}[method], {protocol: scored}, method=method, setting=method
+        )
+        records.append(made)
+        path = ledger.cell_dir(made.cell) / "scores" / f"{protocol}.parquet"
+        path.parent.mkdir(parents=True)
+        rows = {"task": "quiz", "doc": range(len(of)), "metric": "acc", "filter": "none", "value": of, "weight": None}
+        pd.DataFrame(rows).astype({"weight": "float64"}).to_parquet(path)
+    scores, reader = frames.tidy(records), SampleReader(ledger, {made.cell: made for made in records})
+    (row,) = frames.to_rows(
+        with_paired_intervals(
+            contrasts.differences(scores, contrasts.lora_less_full(frames.cell_frame(records))), reader
+        )
+    )
+    assert row["gain"] == pytest.approx(0.18 if early == "lora" else -0.18)
+    assert (row["gain_high"] - row["gain_low"]) / 2 == pytest.approx(math.hypot(0.1, 0.1))
+    assert row["gain_interval"] == "independent" and row["early"] is True
+    gains = with_paired_intervals(tables.gains(scores), reader).set_index("method")
+    assert gains.loc[early, "gain_interval"] == "paired" and gains["early"].to_dict()[early]
 
 
 def test_correlation_that_one_point_makes_says_so() -> None:

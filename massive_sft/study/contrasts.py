@@ -75,14 +75,17 @@ def with_less_without(cells: pd.DataFrame, left_out: Sequence[tuple[MixtureKey, 
 def differences(scores: pd.DataFrame, pairs: Iterable[Pair]) -> pd.DataFrame:
     """Return the primary rows of ``tidy`` of each pair's first cell beside the second's, as ``tables.gains`` does.
 
-    ``about`` is the pair's third field. Scores under different protocols are not compared.
+    ``about`` is the pair's third field, ``early`` says whether either score is an early answer. Scores under different
+    protocols are not compared.
     """
     chosen = pd.DataFrame(list(pairs), columns=["cell", "base_cell", "about"], dtype="string")
     rows = primary_rows(scores)
     names = {"value": "base", "stderr": "base_stderr", "low": "base_low", "high": "base_high", "n": "base_n"}
+    names |= {"early": "base_early"}
     others = rows.rename(columns={"cell": "base_cell", **names})[["base_cell", *SAME, *names.values()]]
     rows = rows[rows["protocol"].notna()].merge(chosen, on="cell")
-    return gain_over(rows.merge(others, on=["base_cell", *SAME], how="inner")).assign(why=None)
+    found = gain_over(rows.merge(others, on=["base_cell", *SAME], how="inner")).assign(why=None)
+    return found.assign(early=found["early"] | found["base_early"]).drop(columns="base_early")
 
 
 def mean_over(means: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:

@@ -194,13 +194,16 @@ def early_interval(base: Samples, early: Samples, gain: float) -> tuple[float, f
     """Return the 95 % interval of an early answer's gain, from the questions that were asked.
 
     Of answers that are right or wrong as of a full score's (``_of_changes``), else Student's t. None where the base
-    model's values of them are not there, and where no value that is more than right or wrong changed, or all alike.
+    model's values of them are not there, where the gain is not the mean of the changes (that over a tuned cell is not:
+    early scores rest on the base model's), and where no value that is more than right or wrong changed, or all alike.
     """
     before, n = base.among(frozenset(early.documents)), len(early.documents)
     after = early.among(frozenset(before.documents))
     if n < 2 or len(before.documents) < n:
         return None
     differences = after.values - before.values
+    if not math.isclose(float(differences.mean()), gain, rel_tol=_CLOSE, abs_tol=_CLOSE):
+        return None
     if _is_right_or_wrong(before) and _is_right_or_wrong(after):
         return _of_changes(differences)
     spread = float(differences.std(ddof=1))
