@@ -59,8 +59,8 @@ def truncated(setting: Setting, totals: Iterable[PartCounts], place: str, model:
         verb = "leaves out" if drops else "cuts text off"
         cut = " (before its answer, and the end of an answer that is longer by itself)"
         rule = (
-            f"{verb} {named}{more}{cut if setting.truncation == 'left' else ''}, counted in tokens of {model}, of which "
-            f"the longest has {max(total.longest for _, total in much):,}; raise it"
+            f"{verb} {named}{more}{cut if setting.truncation == 'left' else ''}, counted in tokens of {model}, of "
+            f"which the longest has {max(total.longest for _, total in much):,}; raise it"
         )
         yield Problem(
             place, rule if drops else f"{rule}, or leave such samples out (truncation: drop)", setting.max_length
