@@ -166,20 +166,47 @@ def test_scratch_folder_is_small_and_empty_each_time() -> None:
     assert "File too large" in run("open('file', 'w').write('x' * (1 << 21))", wall).detail
 
 
-def test_no_process_of_a_killed_program_stays(wall: Wall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A guest by whose path its processes are told from others."""
     guest = Path(shutil.copy(walls.GUEST, tmp_path))
     monkeypatch.setattr(walls, "GUEST", guest)
     walls.readable.cache_clear()
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
-    try:
-        assert run("import time\ntime.sleep(60)", wall, Limits(wall_s=1.5)).ending == "timed out"
-    finally:
-        walls.readable.cache_clear()
+    yield guest
+    walls.readable.cache_clear()
+
+
+def _wait_until_none_runs(guest: Path) -> None:
     deadline = time.monotonic() + 10
     while any(str(guest).encode() in _read(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_no_process_of_a_killed_program_stays(wall: Wall, guest: Path) -> None:
+    leave = "import os\ntry: os.setsid()\nexcept OSError: pass\n"
+    for head in ("", leave):
+        program = f"{head}import time\ntime.sleep(60)"
+        assert run(program, wall, Limits(wall_s=1.5)).ending == "timed out"
+        _wait_until_none_runs(guest)
+
+
+def test_no_program_stays_of_a_run_that_is_killed(wall: Wall, guest: Path) -> None:
+    code = f"""
+from pathlib import Path
+from massive_sft.sandbox import walls
+from massive_sft.sandbox.run import run
+walls.GUEST = Path({str(guest)!r})
+run("import time; time.sleep(60)", {wall!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as job:
+        while len(_below(job.pid)) < 2:
+            assert job.poll() is None
+        time.sleep(0.5)  # for the program to begin
+        job.kill()
+    _wait_until_none_runs(guest)
 
 
 def _read(path: Path) -> bytes:

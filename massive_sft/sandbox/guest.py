@@ -1,9 +1,9 @@
 """Runs inside the sandbox, as a script: walls its own process in, then executes one program.
 
-The job, JSON on standard input: ``program``, ``token``, ``wall``, ``readable`` (paths), ``limits``. On standard output
-goes the token once the program has run to its end, and nothing else that counts: a program that ends early, however it
-does, has not passed. Its own output goes nowhere. Standard library alone, for the interpreter is started without
-site-packages. x86-64 and AArch64 have the filter of system calls; elsewhere the namespaces alone hold.
+The job, JSON on standard input: ``program``, ``token``, ``wall``, ``readable`` (paths), ``limits``, ``parent`` (its
+process). On standard output goes the token once the program has run to its end, and nothing else that counts: a program
+that ends early, however it does, has not passed. Its own output goes nowhere. Standard library alone, for the interpreter is
+started without site-packages. x86-64 and AArch64 have the filter of system calls; elsewhere the namespaces alone hold.
 
 Sources: capabilities(7), namespaces(7), pivot_root(2), landlock(7), seccomp(2), and the kernel's headers for numbers.
 """
@@ -102,11 +102,18 @@ def _build_root(readable: list[str]) -> None:
     os.chdir(SCRATCH)
 
 
+def end_with_parent(parent: int = 0) -> None:
+    """Be killed when the parent ends; at once where it is not the one that it should be, for that one has ended."""
+    _checked(_LIBC.prctl(1, signal.SIGKILL, 0, 0, 0), "prctl")  # PR_SET_PDEATHSIG
+    if parent and os.getppid() != parent:
+        os._exit(1)
+
+
 def _leave_to_child(clear: Callable[[], None] = lambda: None) -> None:
     """Go on in a child; this process waits for it, calls ``clear``, ends as it did, and takes it along when killed."""
     child = os.fork()
     if child == 0:
-        _checked(_LIBC.prctl(1, signal.SIGKILL, 0, 0, 0), "prctl")  # PR_SET_PDEATHSIG
+        end_with_parent()
         return
     os.close(1)
     _, status = os.waitpid(child, 0)
@@ -157,6 +164,7 @@ _DENIED = """
 socket 41 198, connect 42 203, bind 49 200, listen 50 201, sendto 44 206, fork 57 -, vfork 58 -, execve 59 221,
 execveat 322 281, ptrace 101 117, process_vm_readv 310 270, process_vm_writev 311 271, pidfd_open 434 434,
 pidfd_send_signal 424 424, tkill 200 130, rt_sigqueueinfo 129 138, rt_tgsigqueueinfo 297 240,
+setsid 112 157, setpgid 109 154,
 setpriority 141 140, sched_setaffinity 203 122, sched_setscheduler 144 119, ioprio_set 251 30, mount 165 40,
 umount2 166 39, unshare 272 97, setns 308 268, pivot_root 155 41, chroot 161 51, bpf 321 280,
 perf_event_open 298 241, add_key 248 217, request_key 249 218, keyctl 250 219, io_uring_setup 425 425,
@@ -253,12 +261,15 @@ def end_descendants() -> None:
 def wall_in(job: dict[str, Any]) -> list[str]:
     """Put up all walls that are to be had. Returns their names."""
     readable = [path for path in job["readable"] if os.path.exists(path)]
+    if job["wall"] != "bubblewrap":  # which sees to that itself
+        end_with_parent(job["parent"])
     if job["wall"] == "namespaces":
         enter_namespaces(readable)
     elif job["wall"] == "rlimits":
         _checked(_LIBC.prctl(36, 1, 0, 0, 0), "prctl")  # PR_SET_CHILD_SUBREAPER
         _leave_to_child(end_descendants)
         drop_root()
+        end_with_parent()  # which a change of user forgets
     set_limits(job["limits"])
     _checked(_LIBC.prctl(38, 1, 0, 0, 0), "prctl")  # PR_SET_NO_NEW_PRIVS: what the two below ask for
     writable = [] if job["wall"] == "rlimits" else [SCRATCH]

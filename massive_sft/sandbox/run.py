@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from threading import BoundedSemaphore
-from typing import Literal
+from typing import Any, Literal
 
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.sandbox.walls import STRONG, Wall, command, readable
@@ -85,7 +85,8 @@ def run(program: str, wall: Wall, limits: Limits | None = None) -> Outcome:
         NoWall: the wall cannot be put up here.
     """
     limits, token = limits or Limits(), secrets.token_hex(16)
-    job = {"program": program, "token": token, "wall": wall, "readable": readable(), "limits": asdict(limits)}
+    job: dict[str, Any] = {"program": program, "token": token, "wall": wall, "readable": readable()}
+    job |= {"limits": asdict(limits), "parent": os.getpid()}
     with tempfile.TemporaryFile("w+") as text:
         json.dump(job, text)
         text.seek(0)
