@@ -48,6 +48,7 @@ from massive_sft.running.cell import CellEvaluator, evaluate_cell
 from massive_sft.running.check import check
 from massive_sft.running.events import (
     BenchmarkProgressed,
+    BenchmarkScored,
     CellRecorded,
     CellSkipped,
     RunEvent,
@@ -210,6 +211,10 @@ def test_scoring_that_goes_on_says_so_and_teaches_no_estimate_what_a_benchmark_t
     (asked,) = (item.id for cell in plan.base for item in cell.unmet if item.label == "arith_mc-0shot")
     assert went_on.cost["resumed"] == [asked]
     assert len(whole) == 2 and all("resumed" not in record.cost for record in whole)
+    told = {event.cell.id: event.resumed for event in result.happened if isinstance(event, BenchmarkScored)}
+    assert told == {record.cell: record is went_on for record in result.records}
+    parts = [event for event in result.happened if isinstance(event, BenchmarkProgressed)]
+    assert {event.cell.id for event in parts if event.part.found} == {went_on.cell}
     calibrate(plan, Ledger.open(plan.root))
     learned = read_cost_table(plan.storage).scoring
     assert sum(rows[asked].count for rows in learned.values() if asked in rows) == len(whole)

@@ -258,6 +258,19 @@ def test_time_left_of_what_goes_on_from_a_checkpoint_and_of_what_failed_teaches_
     assert left.seconds(10.0) == pytest.approx(90.0 + 1000.0 + 50.0)
 
 
+def test_time_left_of_a_cell_that_was_partly_answered_before_teaches_the_speed_of_the_rest_alone() -> None:
+    left = TimeLeft({}, sure(**dict.fromkeys("abcdef", 1000.0)))
+    left.scoring("a", 0.0)
+    left.answered("a", "facts", 0.91, 10.0, found=0.90)  # a hundredth in 10 s, as was thought
+    assert left.seconds(10.0) == pytest.approx(5090.0)
+    left.recorded("a", 100.0)
+    assert left.seconds(100.0) == pytest.approx(5000.0)
+    left.scoring("b", 100.0)
+    left.answered("b", "facts", 1.0, 300.0, found=None)  # nobody knows how much of it was left
+    left.recorded("b", 300.0)
+    assert left.seconds(300.0) == pytest.approx(4000.0)
+
+
 def test_time_left_that_is_shown_passes_with_the_clock_and_never_jumps() -> None:
     left = TimeLeft({}, sure(a=1000.0, b=1000.0))
     shown = [left.shown(0.0)]

@@ -120,11 +120,12 @@ class RunProgress:
                 self._left.scoring(event.cell.id, time.monotonic())
             case BenchmarkScored():
                 self._last_score = headline_text(event.scores) or self._last_score
-                self._left.answered(event.cell.id, event.scores.benchmark, 1.0, time.monotonic())
+                found = None if event.resumed else 0.0
+                self._left.answered(event.cell.id, event.scores.benchmark, 1.0, time.monotonic(), found)
             case BenchmarkProgressed():
                 self._last_score, part = part_text(event.part) or self._last_score, event.part
-                share = part.answered / max(1, part.of)
-                self._left.answered(event.cell.id, part.scores.benchmark, share, time.monotonic())
+                share, found = (number / max(1, part.of) for number in (part.answered, part.found))
+                self._left.answered(event.cell.id, part.scores.benchmark, share, time.monotonic(), found)
             case CellRecorded():
                 self._note_record(event.record)
             case Decided():

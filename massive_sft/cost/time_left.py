@@ -107,6 +107,7 @@ class TimeLeft:
         self._items = dict[str, int]()  # what is asked of a cell
         self._answered: dict[str, dict[str, float]] = {}  # the share of each benchmark, by cell
         self._in_hand: dict[str, float] = {}  # when something was last heard of a cell
+        self._passed = 0.0  # seconds of cells in hand that say nothing of how long others take
         self._first: float | None = None
         self._shown: tuple[float, float, tuple[str, ...]] | None = None
         self._expect(trainings, cells)
@@ -160,11 +161,32 @@ class TimeLeft:
         self._begin(now)
         self._in_hand[cell] = now
 
-    def answered(self, cell: str, benchmark: str, share: float, now: float) -> None:
-        """Take note of how much of a cell's benchmark is answered, from 0 to 1."""
+    def answered(self, cell: str, benchmark: str, share: float, now: float, found: float | None = 0.0) -> None:
+        """Take note of how much of a cell's benchmark is answered, from 0 to 1.
+
+        Args:
+            found: how much of it was answered before the run began; None for some of it, nobody knows how much. It
+                teaches no speed.
+        """
         shares = self._answered.setdefault(cell, {})
+        if found is None and benchmark not in shares:
+            found = share
+            self._pass(cell, now)
+        if found:
+            self._cells.note(cell, self._share(cell, benchmark, found))
+        self._advance(cell, self._share(cell, benchmark, share), now)
+
+    def _share(self, cell: str, benchmark: str, share: float) -> float:
+        """Return how much of a cell is done once so much of a benchmark is."""
+        shares = self._answered[cell]
         shares[benchmark] = max(share, shares.get(benchmark, 0.0))
-        self._advance(cell, sum(shares.values()) / max(self._items.get(cell, 1), len(shares)), now)
+        return sum(shares.values()) / max(self._items.get(cell, 1), len(shares))
+
+    def _pass(self, cell: str, now: float) -> None:
+        """Let time pass over a cell that says nothing of how long others take."""
+        if cell in self._in_hand:
+            self._passed += now - self._in_hand[cell]
+            self._in_hand[cell] = now
 
     def recorded(self, cell: str, now: float, went_well: bool = True) -> None:
         """Take note that a cell has its record; one that did not go well tells nothing of how long others take."""
@@ -185,7 +207,8 @@ class TimeLeft:
     def seconds(self, now: float) -> float:
         """Return the seconds left, as of ``now`` by a clock that never goes back; 0 when every part is done."""
         elapsed = 0.0 if self._first is None else now - self._first
-        seen = self._trainings.took + self._cells.took + sum(now - since for since in self._in_hand.values())
+        seen = self._trainings.took + self._cells.took + self._passed
+        seen += sum(now - since for since in self._in_hand.values())
         prior = _prior(self._trainings.sure and self._cells.sure)
         return (self._trainings.left() + self._cells.left()) * (prior + elapsed) / (prior + seen)
 

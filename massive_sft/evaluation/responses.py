@@ -54,11 +54,11 @@ class GenerationResponse:
 Response = LikelihoodResponse | GenerationResponse
 _KINDS: dict[str, Callable[..., Response]] = {"scored": LikelihoodResponse, "generated": GenerationResponse}
 AnswerShard = Callable[[Sequence[Request], Path], tuple[list[Response], dict[str, int]]]
-Tell = Callable[[str, Sequence[Request], Sequence[Response]], None]
-"""Called with a leaf task, a shard of its requests, and the responses."""
+Tell = Callable[[str, Sequence[Request], Sequence[Response], bool], None]
+"""Called with a leaf task, a shard of its requests, the responses, and whether these were there already."""
 
 
-def untold(leaf: str, requests: Sequence[Request], responses: Sequence[Response]) -> None:
+def untold(leaf: str, requests: Sequence[Request], responses: Sequence[Response], was_there: bool) -> None:
     """Tell nobody."""
 
 
@@ -168,6 +168,7 @@ def answer_list(
     while done < len(requests):
         key, left = shard_key(leaf, totals["shards"]), requests[done:]
         totals["shards"] += 1
+        was_there = True
         try:
             answered, happened = read_shard(place, key, weights, left)
             totals["shards_found"] += 1
@@ -175,11 +176,11 @@ def answer_list(
             if isinstance(error, Corrupt):
                 log.warning("%s; it is answered again", error)
                 totals["shards_replaced"] += 1
-            shard = next(shards(left, cut))
+            shard, was_there = next(shards(left, cut)), False
             answered, happened = answer(shard, folder / TOKENS)
             place.put(key, shard_bytes(weights, shard, answered, happened))
         totals.update(happened)
-        tell(leaf, left[: len(answered)], answered)
+        tell(leaf, left[: len(answered)], answered, was_there)
         done += len(answered)
     return dict(totals)
 

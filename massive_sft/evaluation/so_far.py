@@ -31,6 +31,7 @@ class ScoresSoFar:
         name: of the task, or of the group whose tasks are taken together.
         scores: by ``metric,filter``, entries as ``aggregate.BenchmarkResult`` has them.
         answered, of: questions.
+        found: those whose answers were there already.
     """
 
     benchmark: str
@@ -39,6 +40,7 @@ class ScoresSoFar:
     scores: dict[str, dict[str, Any]]
     answered: int
     of: int
+    found: int
 
 
 class SoFar:
@@ -57,12 +59,14 @@ class SoFar:
         self._waiting: list[tuple[str, Sequence[Request], Sequence[Response]]] = []
         self._values: dict[str, dict[tuple[str, int], Any]] = {}  # by metric and filter, then by task and document
         self._last_s = time.monotonic()
-        self._answered = 0
+        self._answered = self._found = 0
 
-    def __call__(self, leaf: str, requests: Sequence[Request], responses: Sequence[Response]) -> None:
+    def __call__(self, leaf: str, requests: Sequence[Request], responses: Sequence[Response], was_there: bool) -> None:
         """Take note of a shard, and tell the scores where it is time to."""
         self._waiting.append((leaf, requests, responses))
-        self._answered += len({request.doc for request in requests})
+        questions = len({request.doc for request in requests})
+        self._answered += questions
+        self._found += questions * was_there
         if self._answered == self._of or time.monotonic() - self._last_s < EVERY_S:
             return
         try:
@@ -74,7 +78,7 @@ class SoFar:
             self._last_s = time.monotonic()
         if scores:
             asked, name = self._benchmark.requests, title(self._benchmark.task)
-            self._told(ScoresSoFar(asked.label, asked.shots, name, scores, self._answered, self._of))
+            self._told(ScoresSoFar(asked.label, asked.shots, name, scores, self._answered, self._of, self._found))
 
     def _scores(self) -> dict[str, dict[str, Any]]:
         benchmark = self._benchmark

@@ -17,11 +17,12 @@ KEY = "so_far.json"
 
 @dataclass(frozen=True)
 class PartScores:
-    """Scores of the first of a benchmark's questions, ``answered`` of ``of``."""
+    """Scores of the first of a benchmark's questions, ``answered`` of ``of``, ``found`` of them by an earlier run."""
 
     scores: BenchmarkScores
     answered: int
     of: int
+    found: int = 0
 
 
 _PART = TypeAdapter(PartScores)

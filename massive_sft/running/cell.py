@@ -215,8 +215,8 @@ class CellEvaluator:
     def _score(self, plan: CellPlan, weights: Weights, details: Fields, claim: Claim, scoring: CellScoring) -> Fields:
         """Score what is lacking; add scores, their files and what is missing to ``details``."""
 
-        def tell(scores: BenchmarkScores) -> None:
-            self.progress(BenchmarkScored(plan.cell, scores))
+        def tell(scores: BenchmarkScores, resumed: bool) -> None:
+            self.progress(BenchmarkScored(plan.cell, scores, resumed))
 
         place, parts = self.ledger.cell(plan.cell.id), 0
 

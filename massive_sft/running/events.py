@@ -46,10 +46,15 @@ class ScoringStarted:
 
 @dataclass(frozen=True)
 class BenchmarkScored:
-    """One benchmark of a cell that is being scored is done; its record is still to come."""
+    """One benchmark of a cell that is being scored is done; its record is still to come.
+
+    Attributes:
+        resumed: whether answers of it were there before.
+    """
 
     cell: Cell
     scores: BenchmarkScores
+    resumed: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -137,7 +137,7 @@ class CellScoring:
         weights: Weights,
         requirements: Sequence[Requirement],
         confirm: Callable[[], None],
-        tell: Callable[[BenchmarkScores], None],
+        tell: Callable[[BenchmarkScores, bool], None],
         tell_part: Callable[[PartScores], None],
     ) -> CellScores:
         """Score one model on the benchmarks in ``requirements``.
@@ -146,7 +146,8 @@ class CellScoring:
 
         Args:
             confirm: called before a model is loaded or anything is written; raises when it may not count.
-            tell, tell_part: called with each benchmark's scores, and now and then with what they are so far.
+            tell: called with each benchmark's scores, and whether answers of it were there already.
+            tell_part: called now and then with what they are so far.
 
         Raises Interrupted when ``stop`` said so, LeaseLost when ``confirm`` did, OSError when the disk takes no more.
         """
@@ -163,7 +164,8 @@ class CellScoring:
                         scored = model.evaluate(benchmark, item.until, partial(_tell_part, item, tell_part))
                     for error in scored.errors:
                         leave_traceback(place, error)
-                    _tell_each(tell, result.add(item, scored))
+                    for scores in result.add(item, scored):
+                        tell(scores, item.id in result.resumed or item.id not in result.seconds)
         result.attention = model.attention
         return result
 
@@ -276,11 +278,6 @@ class _CellModel:
         return self._made[what]
 
 
-def _tell_each(tell: Callable[[BenchmarkScores], None], added: Iterable[BenchmarkScores]) -> None:
-    for scores in added:
-        tell(scores)
-
-
 def prepare_benchmark(
     item: Requirement, evaluation: Evaluation, wrapping: Wrapping, ledger: Ledger, commits: DataCommits
 ) -> PreparedBenchmarks:
@@ -303,7 +300,7 @@ def _tell_part(asked: Requirement, tell: Callable[[PartScores], None], found: Sc
         shots=found.shots,
         tasks={found.name: {key: Score(**entry) for key, entry in found.scores.items()}},
     )
-    tell(PartScores(scores, found.answered, found.of))
+    tell(PartScores(scores, found.answered, found.of, found.found))
 
 
 def _recorded(asked: Requirement, table: dict[str, Any]) -> BenchmarkScores:
