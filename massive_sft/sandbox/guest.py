@@ -1,8 +1,8 @@
 """Runs inside the sandbox, as a script: walls its own process in, then executes one program.
 
 The job, JSON on standard input: ``program``, ``token``, ``wall``, ``readable`` (paths), ``limits``, ``parent`` (its
-process). On standard output goes the token once the program has run to its end, and nothing else that counts: a program
-that ends early, however it does, has not passed. Its own output goes nowhere. Standard library alone, for the interpreter is
+process). On standard output goes the token once the program has run to its end, and nothing else that counts: one that
+ends early, however it does, has not passed. Its own output goes nowhere. Standard library alone, for the interpreter is
 started without site-packages. x86-64 and AArch64 have the filter of system calls; elsewhere the namespaces alone hold.
 
 Sources: capabilities(7), namespaces(7), pivot_root(2), landlock(7), seccomp(2), and the kernel's headers for numbers.
