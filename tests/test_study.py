@@ -84,6 +84,8 @@ def test_missing_scores_stay_missing_in_every_table() -> None:
     assert b"d,100,False,constant,2,,,,full,full,,0,,FAILED" in tables.to_csv(table)
     back = pd.read_parquet(io.BytesIO(tables.to_parquet(table)))
     assert back["quiz-0shot"].isna().all()
+    why = scores[scores["primary"]].set_index(["cell", "column"])["missing"].dropna().to_dict()
+    assert why == {(gone.cell, "other-0shot"): "data cannot be fetched", (gone.cell, "quiz-0shot"): frames.NO_NUMBER}
 
 
 def test_release_table_follows_the_released_conventions() -> None:

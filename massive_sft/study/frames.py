@@ -21,6 +21,8 @@ COORDINATES = ["model", "data", "setting", "method", "size", "schedule", "horizo
 CONDITION = [name for name in COORDINATES if name != "seed"]
 BASE = "none"
 """The method of a base model's row."""
+NO_NUMBER = "the metric of these answers is no finite number"
+"""Why a benchmark that was scored has no score: a perplexity beyond all floats, or a task's own metric that is NaN."""
 
 SCORES: dict[str, str] = (
     {"cell": "string", "trajectory": "string"}
@@ -121,6 +123,7 @@ def _benchmark_rows(benchmark_scores: BenchmarkScores) -> Iterator[dict[str, Any
             for key, score in scores.items():
                 metric, filter_name = metrics.split(key)
                 about = {"task": name, "kind": kind, "metric": metric, "filter": filter_name, "primary": key == chosen}
+                about["missing"] = NO_NUMBER if key == chosen and score.value is None else None
                 yield about | _numbers(score)
 
 
