@@ -733,6 +733,8 @@ def test_mean_interval_is_never_narrower_than_the_single_ones() -> None:
     half = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
     wide = tables.mean_interval(values, [value - 0.1 for value in values], [value + 0.2 for value in values])
     assert (wide.low, wide.high, wide.by_t) == (pytest.approx(0.31), pytest.approx(0.61), False)
+    some = tables.mean_interval(values, [0.3, math.nan, 0.32], [0.5, math.nan, 0.52])  # one has none of its own
+    assert (some.low, some.high, some.by_t) == (pytest.approx(0.31), pytest.approx(0.51), False)
     narrow = tables.mean_interval(values, [value - 0.01 for value in values], [value + 0.01 for value in values])
     assert (narrow.low, narrow.high, narrow.by_t) == (pytest.approx(0.41 - half), pytest.approx(0.41 + half), True)
 

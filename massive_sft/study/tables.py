@@ -174,9 +174,14 @@ def mean_interval(values: Sequence[float], lows: Sequence[float], highs: Sequenc
     half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
     if spread <= EQUAL * np.abs(kept[0]).max():
         half = math.nan
-    own = [float(np.mean(widths)) for widths in (kept[0] - kept[1], kept[2] - kept[0])]
+    own = (_mean_known(widths) for widths in (kept[0] - kept[1], kept[2] - kept[0]))
     below, above = (float(np.fmax(half, width)) for width in own)
     return MeanInterval(mean, mean - below, mean + above, by_t=below == above == half)
+
+
+def _mean_known(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def gain_over(frame: pd.DataFrame) -> pd.DataFrame:
