@@ -35,7 +35,7 @@ from massive_sft.cost.cost_table import (
     write_cost_table,
 )
 from massive_sft.cost.devices import find_gpu, gpus_here, this_machine
-from massive_sft.cost.duration import scoring_seconds, training_seconds
+from massive_sft.cost.duration import Quantity, scoring_seconds, training_seconds
 from massive_sft.cost.estimate import Cost, estimate, must_train, runs_to_train
 from massive_sft.cost.formatting import budget_lines, cost_json, cost_lines, gpu_count_lines, gpu_counts_json
 from massive_sft.cost.gpu_counts import compare_gpu_counts, with_gpu_counts
@@ -528,6 +528,8 @@ def test_gpu_hours_and_money_come_from_layouts_and_the_price(tmp_path: Path) -> 
     assert one.money is not None
     assert one.money.value == pytest.approx(one.gpu_seconds.value * 2 / 3600)
     assert not one.money.sure
+    few = replace(one, gpu_seconds=Quantity(720.0, True))
+    assert "; 0.2 GPU-hours; money 0.4 at 2 a GPU-hour" in cost_lines(few)[0]
     eight = cost_of(tmp_path, **NAMED, **TASKS, resources=[{"gpus": 8, "gpu": "H100", "zero": 3}])
     assert eight.gpu_seconds is not None
     assert eight.gpu_seconds.value == pytest.approx(8 * eight.training.value + eight.evaluation.value)

@@ -31,7 +31,7 @@ def cost_lines(cost: Cost) -> list[str]:
     if cost.gpu_seconds is not None and cost.gpu_seconds.complete:
         total += f"; {_about(cost.gpu_seconds)}{_number(cost.gpu_seconds.value / 3600)} GPU-hours"
     if cost.money is not None and cost.money.complete:
-        total += f"; money {_about(cost.money)}{cost.money.value:,.0f} at {cost.price:g} a GPU-hour"
+        total += f"; money {_about(cost.money)}{_number(cost.money.value)} at {cost.price:g} a GPU-hour"
     priced = f"{cost.measured} priced by finished ones of the same kind (model, method, layout)"
     measured = f"of {counted(cost.runs, 'training')} to do {priced}; ≈ rests on data sheets and rough counts"
     shared = f"  a training run for each cell would take {format_time(cost.saved)} longer"
