@@ -263,6 +263,17 @@ def test_correlation_equals_scipys() -> None:
     assert found.spearman_p == pytest.approx(stats.spearmanr(x, y).pvalue)
 
 
+def test_gains_that_differ_by_rounding_have_one_rank() -> None:
+    """As those of models that begin at other scores."""
+    bases, learnt, measured = [1, 2, 5, 6, 3, 7, 4, 8], [1, 1, 1, 1, 2, 2, 2, 2], [3, 8, 1, 6, 2, 7, 5, 4]
+    gains = [(before + more) / 10 - before / 10 for before, more in zip(bases, learnt, strict=True)]
+    assert len(set(gains)) > 2
+    for some in (8, 6):
+        found, exact = (correlate.correlate(measured[:some], y[:some]) for y in (gains, learnt))
+        assert (found.spearman, found.spearman_p) == pytest.approx((exact.spearman, exact.spearman_p))
+    assert correlate.correlate([1, 2, 3, 4], [1e-4, 1e-4 + 2e-16, 1e-4, 1e-4]).note == "constant"
+
+
 def test_ranks_of_few_pairs_that_agree_are_no_proof() -> None:
     few = correlate.correlate([1, 2, 3, 5], [1, 2, 4, 9])
     assert (few.spearman, few.spearman_p) == pytest.approx((1.0, 2 / 24))
