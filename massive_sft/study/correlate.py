@@ -82,7 +82,7 @@ def correlate(x: Sequence[float] | np.ndarray | pd.Series, y: Sequence[float] | 
 
 
 def _to_rank(values: np.ndarray) -> np.ndarray:
-    """Return values over the largest, those equal that differ by rounding alone: gains of 0.3 - 0.2 and of 0.2 - 0.1."""
+    """Return values over the largest, those equal that differ by rounding alone: gains of 0.3 - 0.2 and 0.2 - 0.1."""
     return np.round(values / (np.abs(values).max() or 1.0), 10)
 
 
