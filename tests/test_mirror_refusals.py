@@ -175,6 +175,26 @@ def test_proxy_that_is_out_of_order_is_waited_for(
     assert "record.json" in files_of(MlflowClient(shared_server.uri), run.info.run_id)
 
 
+def test_numbers_are_shown_while_the_place_of_files_is_out_of_order_and_the_reason_is_said(
+    ledger: Ledger, shared_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [500]
+
+    def refuse(method: str, path: str, size: int) -> int | None:
+        return broken[0] if broken and method == "PUT" else None
+
+    names = {write(ledger): coordinates(2)}
+    with proxy(shared_server, refuse) as before:
+        left = mirror_all(ledger, "no-files", names, before.uri)
+        assert left.items == (cell_id(1),)
+        assert "500 error responses" in left.reason and "500 error responses" in caplog.text
+        (run,) = runs_of(shared_server.uri, "no-files")[1].values()
+        assert run.info.status == "FINISHED" and run.data.metrics["mmlu/acc"] == 0.25
+        broken.clear()
+        assert not mirror_all(ledger, "no-files", names, before.uri)
+    assert "record.json" in files_of(MlflowClient(shared_server.uri), run.info.run_id)
+
+
 def test_credentials_that_expire_midway_are_said_and_hold_nobody_up(
     ledger: Ledger, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,10 +159,10 @@ class Tracker:
             self._client.update_run(identity, name=run.name)
         if run.mixture is not None and not (child.inputs and child.inputs.dataset_inputs):
             self._client.log_inputs(identity, datasets=[_dataset(run.mixture)])
-        self._upload_what_is_taken(child, attach)
         # A run's start cannot change: of a cell that was scored again the duration is its own, not the time between.
         self._client.set_terminated(identity, run.status, child.info.start_time + run.end - run.start)
         self._show(run.main, [tag for tag in SEARCH_TAGS if tag in run.tags])
+        self._upload_what_is_taken(child, attach)  # after the numbers, which need no place for files
         # Last: it says that all of the above is there.
         done = whole | {RECORD: run.version[0], GAINS: run.version[1]}
         self._client.log_batch(identity, tags=[RunTag(key, value) for key, value in done.items()])
@@ -303,8 +303,9 @@ class Tracker:
 
 
 def shorten(error: Exception) -> str:
-    """Return an error's first line without secrets."""
-    return redact(str(error) or type(error).__name__).partition("\n")[0][:300]
+    """Return an error's first line without secrets; of a long one both ends, for what it comes from stands last."""
+    line = redact(str(error) or type(error).__name__).partition("\n")[0]
+    return line if len(line) <= 300 else f"{line[:140]} ... {line[-155:]}"
 
 
 def _is_whole(run: Run) -> bool:
