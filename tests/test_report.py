@@ -387,6 +387,27 @@ def test_differences_count_the_cells_that_are_still_to_come(tmp_path: Path) -> N
     assert {seeds for (seeds,) in shown("lora-full", "seeds")} == {"1 of 2"}
 
 
+def test_mean_over_fewer_mixtures_than_its_row_s_tells_their_number(tmp_path: Path) -> None:
+    block = {"name": "A", "model": "small", "mixture": "one", "setting": "full", "schedule": "constant"}
+    block |= {"horizon": 1, "snapshots": [1]}
+    names = ("first", "second", "third")
+    datasets = {name: {"hub": f"some/{name}", "revision": "a" * 40, "format": "alpaca"} for name in names}
+    mixtures = {"one": {"each": list(names), "samples": 1000}}
+    plan = plan_of(sweep_file(tmp_path, datasets=datasets, mixtures=mixtures, blocks=[block]))
+
+    def without_quiz(record: Record) -> Record:
+        if record.coordinates["data"] != "second":
+            return record
+        scores = {name: scores for name, scores in record.scores.items() if scores.benchmark != "quiz-0shot"}
+        return record.model_copy(update={"scores": scores})
+
+    write_records(plan, without_quiz)
+    table = report(plan, tmp_path / "out").rows("mixture-mean")
+    (row,) = (dict(zip((one["label"] for one in table["columns"]), row, strict=True)) for row in table["rows"])
+    assert row["runs"] == "3 of 3"
+    assert row["quiz-0shot"][1].endswith(", 2 of 3") and " of " not in row["prose-0shot"][1]
+
+
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "losses.jsonl"
     losses = [1.0, 3.0, *[2.0] * 300]
@@ -465,6 +486,12 @@ def test_ticks_of_an_axis_are_exact_and_in_one_notation(
 ) -> None:
     panel = chart.Panel("t", "x", "y", [chart.Line("l", [(0.0, ends[0]), (1.0, ends[1])], 0)], log_y=log)
     assert re.findall(r'class="end">([^<]*)<', panel.svg) == expected
+
+
+def test_last_tick_of_a_chart_ends_within_it() -> None:
+    page = chart.Panel("t", "x", "y", [chart.Line("l", [(0.0006, 0.0), (0.00251, 1.0)], 0)]).svg
+    (middle,) = re.findall(r'<text x="([^"]*)" [^>]*class="mid">0.0025<', page)
+    assert float(middle) + 3 * len("0.0025") < 340
 
 
 def test_line_of_one_point_is_a_spot() -> None:

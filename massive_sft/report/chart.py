@@ -14,6 +14,7 @@ DASHES = 6
 SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 10, 8, 36
+_CHARACTER = 6.4  # the width of one in a label
 _MANY = 60  # dots beyond which a series is one path with one tooltip
 
 
@@ -151,7 +152,8 @@ def _axes(panel: Panel, x: Axis, y: Axis) -> Iterable[Markup]:
     for tick, label in [(float(place), name) for place, name in enumerate(panel.places)] or ticks:
         at = x(tick)
         yield Markup('<path class="grid" d="M{:.1f} {}V{}"/>').format(at, bottom, bottom + 4)
-        yield Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(at, bottom + 15, label)
+        middle = min(at, _WIDTH - len(label) * _CHARACTER / 2)  # a figure is cut at its edge
+        yield Markup('<text x="{:.1f}" y="{}" class="mid">{}</text>').format(middle, bottom + 15, label)
     if panel.zero:
         yield Markup('<path class="zero" d="M{} {:.1f}H{}"/>').format(_LEFT, y(0.0), right)
     yield Markup('<text x="{}" y="{}" class="mid axis">{}</text>').format(

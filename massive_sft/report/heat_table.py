@@ -36,8 +36,9 @@ def heat_table(
     rows: list[list[Value]] = []
     for condition, members in grouped(to_rows(means), *CONDITION).items():
         by_column = {row["column"]: row for row in members}
-        heats = [_heat(by_column.get(column), largest.get(column)) for column in columns]
-        runs = f"{max(row['seeds'] for row in members)} of {members[0]['asked_seeds']}"
+        most = max(row["seeds"] for row in members)
+        heats = [_heat(by_column.get(column), largest.get(column), most) for column in columns]
+        runs = f"{most} of {members[0]['asked_seeds']}"
         rows.append([*(str(labels[condition][name]) for name in ROW), runs, *heats])
     head = [Column(name, "facet") for name in ("model", "mixture", "setting", "epoch")]
     heads = [*head, Column(counted), *(_score_column(means, column) for column in columns)]
@@ -73,7 +74,8 @@ def metric_name(row: dict[str, Any]) -> str:
     return metrics.full_name(str(row["metric"]), None if is_missing(row["filter"]) else str(row["filter"]))
 
 
-def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
+def _heat(row: dict[str, Any] | None, largest: float | None, most: int) -> Heat:
+    """Return a difference's cell, with its count where it is the mean of fewer than ``most``, which its row shows."""
     if row is None or is_missing(row["gain"]):
         why = "not scored" if row is None or is_missing(row["why"]) else str(row["why"])
         return Heat(MISSING, "", "missing", 0.0, False, f"missing: {why}")
@@ -86,4 +88,5 @@ def _heat(row: dict[str, Any] | None, largest: float | None) -> Heat:
     story = f"{row['column']}: score {format_score(row['value'], metric)}, "
     story += f"gain {text} (95 %: {bounds}; {row['interval']}), "
     story += f"n {format_count(row['n'])}, {row['seeds']} of {row['asked_seeds']} runs"
-    return Heat(text, "" if note == MISSING else note, tone, strength, sure, story)
+    below = ["" if note == MISSING else note, f"{row['seeds']} of {row['asked_seeds']}" if row["seeds"] < most else ""]
+    return Heat(text, ", ".join(filter(None, below)), tone, strength, sure, story)
