@@ -195,6 +195,23 @@ def test_numbers_are_shown_while_the_place_of_files_is_out_of_order_and_the_reas
     assert "record.json" in files_of(MlflowClient(shared_server.uri), run.info.run_id)
 
 
+def test_tracker_that_is_lost_before_anybody_looked_is_not_said_to_have_all_cells(
+    ledger: Ledger, shared_server: Server, tmp_path: Path
+) -> None:
+    lost: list[bool] = []
+    names = {write(ledger): coordinates(2)}
+    with proxy(shared_server, lambda *_: 429 if lost else None) as before:
+        running = Mirror.open(ledger, "unseen", {}, before.uri)
+        running.close()
+        lost.append(True)
+        running = Mirror(ledger, "unseen", names, before.uri, mirroring.AS_RECORDED)
+        running.artifact(tmp_path / "sweep.yaml")
+        running._thread.start()
+        left = running.close()
+    assert left.items == (tmp_path / "sweep.yaml",)
+    assert "0 cells and 1 files are not there, and what else it lacks is not known" in str(left)
+
+
 def test_credentials_that_expire_midway_are_said_and_hold_nobody_up(
     ledger: Ledger, shared_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

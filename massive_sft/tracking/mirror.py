@@ -163,7 +163,7 @@ class Mirror:
             self._release()
         reasons = [self._problem, *self._queue.refused.values(), "time was up before everything was written"]
         items = self.pending
-        return Pending(items, next(filter(None, reasons)) if items or self._unseen else "")
+        return Pending(items, next(filter(None, reasons)) if items or self._unseen else "", self._unseen)
 
     def _waits_for(self, left_s: float) -> str:
         items = self.pending

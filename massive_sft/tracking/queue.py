@@ -20,10 +20,12 @@ class Pending:
     Attributes:
         items: ids of cells, paths of files.
         reason: why, for people; without items nobody could look what is missing.
+        unseen: whether nobody could look what else is missing.
     """
 
     items: tuple[Item, ...]
     reason: str
+    unseen: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.items or self.reason)
@@ -32,7 +34,8 @@ class Pending:
         if not self.items:
             return f"what it lacks is not known ({self.reason})"
         cells = sum(isinstance(item, str) for item in self.items)
-        return f"{cells} cells and {len(self.items) - cells} files are not there ({self.reason})"
+        more = ", and what else it lacks is not known" if self.unseen else ""
+        return f"{cells} cells and {len(self.items) - cells} files are not there{more} ({self.reason})"
 
 
 class Queue:
