@@ -999,7 +999,7 @@ def test_check_on_a_cluster_passes_what_it_can_hold_and_names_what_it_cannot(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{PORT}")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # the cluster has two
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # the cluster has two
     path = relative_sweep(tmp_path)
     monkeypatch.setenv("RUNS", str(tmp_path))
     for rules, word in (([{"workers": 2, "zero": 2}], "ready"), ([{"gpus": 1}], "gpus")):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.core.memory import free_bytes, total_bytes
 from massive_sft.ledger.provenance import LIBRARIES
 
@@ -78,7 +79,7 @@ def _normal(name: str) -> str:
 
 def check_cpu() -> CheckResult:
     """Check the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     return CheckResult(Level.OK if cores > 1 else Level.WARN, "CPU", f"{cores} cores")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.core.memory import total_bytes
 
 CPU = "cpu"
@@ -88,6 +88,6 @@ def gpus_here(folder: Path = _NVIDIA_GPUS) -> tuple[str, ...]:
 @functools.cache
 def this_machine() -> Device:
     """Return this machine's CPUs: its memory, or what its container is allowed of it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     flops = cores * CPU_CORE_FLOPS
     return Device(CPU, total_bytes(), flops, flops, CPU_BYTES_PER_SECOND, CPU_BYTES_PER_SECOND)

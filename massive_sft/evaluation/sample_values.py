@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.evaluation.build import BenchmarkRequests, doc_hash
 from massive_sft.evaluation.code_eval import executes_code
 from massive_sft.evaluation.opencompass import METRIC, opencompass_values
@@ -133,7 +133,7 @@ def _processed(
     if not executes_code(task):
         yield from map(process, answered)
         return
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         yield from pool.map(process, answered)
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from threading import BoundedSemaphore
 from typing import Any, Literal
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.sandbox.walls import STRONG, Wall, command, readable
 
@@ -25,8 +26,8 @@ Choice = Literal["strongest", "rlimits", "none"]
 Ending = Literal["passed", "failed", "timed out", "killed"]
 _VERDICT_BYTES = 1024
 _LOOK_S = 0.5  # of time on the clock that counts at most between two looks at a program
-_CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_room = BoundedSemaphore(_CPUS)  # of this process: several threads may have programs to run
+_CORES = usable_cores()
+_room = BoundedSemaphore(_CORES)  # of this process: several threads may have programs to run
 
 
 class NoWall(MassiveSFTError):
@@ -149,7 +150,7 @@ def run_all(programs: Iterable[str], wall: Wall, limits: Limits | None = None) -
         with _room:
             return run(program, wall, limits)
 
-    with ThreadPoolExecutor(_CPUS) as pool:
+    with ThreadPoolExecutor(_CORES) as pool:
         return list(pool.map(in_turn, programs))
 
 

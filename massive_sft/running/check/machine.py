@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.core.errors import Problem
 from massive_sft.models.device import count_gpus
 from massive_sft.planning.plan import Plan
@@ -14,7 +14,7 @@ ELSEWHERE = "check it where it will run, or name its cluster (RAY_ADDRESS)"
 
 def machine_problems(plan: Plan) -> Iterator[Problem]:
     """Say which trainings that are left cannot be on this machine."""
-    cpus = os.cpu_count() or 1
+    cpus = usable_cores()
     asked = {(plan.rules.place(run.trajectory.recipe), run.layout.gpus, run.layout.workers) for run in plan.todo}
     for place, gpus, workers in sorted(asked):
         if gpus and gpus > (there := count_gpus()):

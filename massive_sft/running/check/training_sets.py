@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from massive_sft.core.cores import usable_cores
 from massive_sft.core.errors import MassiveSFTError
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import RunPlan
@@ -41,7 +41,7 @@ class TrainingSets:
 
     def begin(self, say: Say) -> None:
         """Tokenise sets here for ``HERE_S``, and have other processes go on with the rest meanwhile."""
-        began, cores = time.monotonic(), len(os.sched_getaffinity(0))
+        began, cores = time.monotonic(), usable_cores()
         for number, run in enumerate(self._runs):
             left = len(self._runs) - number
             if min(left, cores) > 1 and time.monotonic() - began > HERE_S:
