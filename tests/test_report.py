@@ -494,6 +494,15 @@ def test_last_tick_of_a_chart_ends_within_it() -> None:
     assert float(middle) + 3 * len("0.0025") < 340
 
 
+def test_spots_of_points_that_tell_nothing_are_grey_like_their_line() -> None:
+    line = chart.Line("l", [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)], 0, marked=True, faint=[True, True, False])
+    found = re.findall(
+        r'class="(line|spots) c0 f0(?: d0)?( faint)?" d="([^"]*)"', chart.Panel("t", "x", "y", [line]).svg
+    )
+    counts = {(kind, grey.strip()): path.count("h0") or path.count("L") for kind, grey, path in found}
+    assert counts == {("spots", ""): 1, ("line", "faint"): 2, ("spots", "faint"): 2}
+
+
 def test_line_of_one_point_is_a_spot() -> None:
     spots = [chart.Panel("t", "x", "y", [chart.Line("l", [(1.0, 2.0), (2.0, end)], 0)]).svg for end in (math.nan, 3.0)]
     assert ['class="spots' in svg for svg in spots] == [True, False]

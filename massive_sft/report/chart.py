@@ -187,24 +187,29 @@ def _plain(value: float) -> str:
 
 
 def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
-    """Draw one path for the sure part and one for the faint, each with gaps where points are missing."""
+    """Draw a path, and spots where it has them, for the sure part and for the faint, with gaps where points miss."""
     faint = line.faint or [False] * len(line.points)
+    shown = [x.shows(at) and y.shows(value) for at, value in line.points]
+    has_spots = line.marked or sum(shown) == 1  # of one point there is no line
     for wanted in (False, True):
-        path, pen = "", False
+        path = spots = ""
         for index, (at, value) in enumerate(line.points):
-            shown = x.shows(at) and y.shows(value)
-            joined = index > 0 and pen and (faint[index] or faint[index - 1]) == wanted
-            if shown:
-                path += f"{'L' if joined else 'M'}{x(at):.1f} {y(value):.1f}"
-            pen = shown
+            if not shown[index]:
+                continue
+            place = f"{x(at):.1f} {y(value):.1f}"
+            joined = index > 0 and shown[index - 1] and (faint[index] or faint[index - 1]) == wanted
+            path += f"{'L' if joined else 'M'}{place}"
+            spots += f"M{place}h0" if has_spots and faint[index] == wanted else ""
+        tone, grey = _tone(line.colour), " faint" if wanted else ""
         if "L" in path:
-            tone = f"{_tone(line.colour)} d{line.dash % DASHES}{' faint' if wanted else ''}"
-            yield Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(tone, path, line.label)
-    shown_points = [(a, b) for a, b in line.points if x.shows(a) and y.shows(b)]
-    if line.marked or len(shown_points) == 1:  # of one point there is no line
-        spots = "".join(f"M{x(a):.1f} {y(b):.1f}h0" for a, b in shown_points)
-        tone = _tone(line.colour)
-        yield Markup('<path class="spots {}" d="{}"><title>{}</title></path>').format(tone, spots, line.label)
+            dash = f" d{line.dash % DASHES}"
+            yield Markup('<path class="line {}" d="{}"><title>{}</title></path>').format(
+                tone + dash + grey, path, line.label
+            )
+        if spots:
+            yield Markup('<path class="spots {}" d="{}"><title>{}</title></path>').format(
+                tone + grey, spots, line.label
+            )
 
 
 def _tone(number: int) -> str:
