@@ -129,6 +129,22 @@ def test_inline_run_completes_every_cell(finished: Path) -> None:
     assert trained.provenance["sweep_file"]["name"] == "sweep.yaml"
 
 
+def test_cell_that_the_tree_engine_answers_plainly_says_why(tmp_path: Path) -> None:
+    tasks = [{"path": str(tmp_path / "world" / "tasks" / "facts_mc.yaml"), "limit": 12}]
+    path = one_lora(tmp_path, evaluation={"protocol": {"dtype": "fp32", "engine": "trie"}, "tasks": tasks})
+    config = tmp_path / "world" / "models" / "tiny-llama" / "config.json"
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}  # hangs on the longest sequence of a batch
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": rope}))
+    _, result, _ = run(path)
+    assert {record.status for record in result.records} == {Status.COMPLETE}
+    whys = {str(record.cost["plainly"]) for record in result.records}
+    assert len(result.records) == 3 and len(whys) == 1
+    exported = ["export", result.records[-1].cell, str(tmp_path / "exported"), "--sweep", str(path)]
+    assert CliRunner().invoke(app, exported).exit_code == 0
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert f"by engine `trie` (plainly: {whys.pop()})" in card
+
+
 def test_later_snapshot_has_moved_further(finished: Path) -> None:
     found = records(finished / "sweep.yaml")
     for method in ("full", "lora"):

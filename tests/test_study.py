@@ -372,6 +372,14 @@ def test_change_that_rounding_takes_away_is_a_finding_and_a_warning() -> None:
     assert describe_record(lost, {}, None, "/ledger").tags["massive_sft.warning"] == text
 
 
+def test_plain_scores_where_trees_were_asked_for_are_a_finding_and_a_warning() -> None:
+    why = "the tree gives -3 where the plain engine gives -2"
+    plain, tree = pair("plain", 0.5, cost={"plainly": why}), pair("tree", 0.5)
+    (found,) = (finding for finding in all_findings([plain, tree]) if finding.kind == "engine")
+    assert found.cells == (plain.cell,) and why in found.text
+    assert find_warnings(plain) == [f"scored by the plain engine: {why}"] and find_warnings(tree) == []
+
+
 def all_findings(records: list[Record]) -> list[findings.Finding]:
     scores = frames.tidy(records)
     return findings.collect_findings(frames.cell_frame(records), scores, tables.gains(scores))

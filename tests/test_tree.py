@@ -182,6 +182,25 @@ def test_family_s_tree_in_bf16_is_proven_and_within_rounding(family: str) -> Non
     assert find_difference(logprobs, torch.bfloat16) is None and found != expected
 
 
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_tree_beyond_the_limits_of_bf16_is_judged_by_fp32(is_wrong: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Large logits: plain passes are half a nat off fp32 themselves."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(small("llama")).eval().to(torch.bfloat16)
+    model.get_output_embeddings().weight.data.mul_(16)
+    if is_wrong:
+        model.register_forward_pre_hook(
+            lambda _module, inputs, named: (inputs, {**named, "position_ids": None}), with_kwargs=True
+        )
+    tree = TreeScorer(model, world.tokenizer())
+    with caplog.at_level("INFO"):
+        found, happened = tree.score(asked())
+    assert ("in the mean trees are off fp32" in caplog.text) == (not is_wrong) == (tree.fallback is None)
+    assert model.dtype == torch.bfloat16 and ("plain_requests" in happened) == is_wrong
+    plain, _ = PlainScorer(model, world.tokenizer()).score(asked())
+    assert (found == plain) == is_wrong
+
+
 def test_head_of_all_sequences_and_the_output_layer_are_computed_once_for_several_rows() -> None:
     model = world.llama(positions=1024)
     computed: list[int] = []

@@ -57,13 +57,12 @@ def render_card(
     environment.filters["cell"] = _table_cell
     environment.filters["json"] = lambda value: json.dumps(value, ensure_ascii=False)
     record = match.asked_record
-    is_adapter = match.coordinates.method == "lora" and not merged
     return environment.get_template("README.md.jinja").render(
         match=match,
         coordinates=match.coordinates,
         model=model,
         base=model.hub or str(model.path),
-        is_adapter=is_adapter,
+        is_adapter=match.coordinates.method == "lora" and not merged,
         merged=merged,
         dtype="fp32" if merged else match.run.trajectory.recipe.setting.precision if match.run else "",
         setting=_setting(match),
@@ -72,6 +71,7 @@ def render_card(
         scores=_scores(match),
         early=_early(match),
         protocol=match.sweep.sweep.file.evaluation.protocol if match.sweep else None,
+        plainly=record.cost.get("plainly") if record else None,
         missing=dict(record.missing) if record else {},
         training=dict(record.training) if record else {},
         losses=find_losses(match.ledger, record) if record else {},

@@ -164,7 +164,7 @@ class Record(BaseModel):
         cost: what scoring and measuring took that this record was written after: ``device``, and ``seconds`` by what
             was asked (``Asked.id``, a measure's name), ``load`` and ``other``; ``resumed``, what was asked of
             which answers were there before, so that its seconds are of the rest alone; ``attention``, the
-            implementation that computed the scores.
+            implementation that computed the scores; ``plainly``, why the plain engine did where the tree was asked for.
         missing: why a benchmark has no score, by its name (PARTIAL); secrets are hidden whoever says it.
         error: why it is FAILED (or DIVERGED, PRUNED); likewise.
         provenance: see ``provenance.capture_provenance``.

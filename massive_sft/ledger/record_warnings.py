@@ -15,7 +15,7 @@ MUCH_TRUNCATED = 0.1
 
 def find_warnings(record: Record) -> list[str]:
     """Return what to warn of, each a sentence."""
-    return [*_truncated(record), *_rounded_away(record)]
+    return [*_truncated(record), *_rounded_away(record), *_plain(record)]
 
 
 def _truncated(record: Record) -> Iterator[str]:
@@ -42,3 +42,8 @@ def _rounded_away(record: Record) -> Iterator[str]:
     if isinstance(changed, int) and isinstance(weights, int):
         text += f"; {changed:,} of {weights:,} weights changed"
     yield f"{text}: the training may be too small for the precision that its weights are stored in"
+
+
+def _plain(record: Record) -> Iterator[str]:
+    if isinstance(why := record.cost.get("plainly"), str):
+        yield f"scored by the plain engine: {why}"

@@ -238,6 +238,8 @@ class CellEvaluator:
             details["cost"]["resumed"] = scored.resumed
         if scored.attention is not None:
             details["cost"]["attention"] = scored.attention
+        if scored.plainly is not None:
+            details["cost"]["plainly"] = scored.plainly
         details["missing"] = scored.missing
         details["status"] = Status.PARTIAL if scored.missing else Status.COMPLETE
         details["files"] |= {f"{cell_key(plan.cell.id)}/{key}": scored.files[key] for key in sorted(scored.files)}

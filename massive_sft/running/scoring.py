@@ -80,6 +80,7 @@ class CellScores:
         seconds: what answering took, by ``Requirement.id``, and ``load``; nothing for scores that were there.
         resumed: those of which answers were there already, so that ``seconds`` are of the rest alone.
         attention: the implementation that computed them; None where nothing was computed.
+        plainly: why the plain engine answered where the tree engine is asked for; None where it did not.
         files: SHA-256 of the files of scores, by key below the cell.
     """
 
@@ -88,6 +89,7 @@ class CellScores:
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: list[str] = field(default_factory=list)
     attention: str | None = None
+    plainly: str | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -166,7 +168,7 @@ class CellScoring:
                         leave_traceback(place, error)
                     for scores in result.add(item, scored):
                         tell(scores, item.id in result.resumed or item.id not in result.seconds)
-        result.attention = model.attention
+        result.attention, result.plainly = model.attention, model.plainly
         return result
 
 
@@ -185,6 +187,11 @@ class _CellModel:
     def attention(self) -> str | None:
         """How attention is computed, with the reason where the tree engine answers plainly; None before loading."""
         return None if self._answering is None else self._answering.attention
+
+    @property
+    def plainly(self) -> str | None:
+        """Why the tree engine answers plainly; None where it does not."""
+        return self._answering.fallback if isinstance(self._answering, TreeScorer) else None
 
     def tokenizer(self) -> Any:
         """Return the tokenizer. Raises Unsupported where it cannot be loaded."""

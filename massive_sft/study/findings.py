@@ -32,7 +32,7 @@ class Finding:
     """Something that limits what the numbers can say.
 
     Attributes:
-        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, truncated, dropped, rounding.
+        kind: FAILED, DIVERGED, PARTIAL, copied, layout, base, truncated, dropped, rounding, engine.
         text: a sentence for people.
         cells: the ids of the cells it is about.
     """
@@ -56,6 +56,7 @@ def collect_findings(cells: pd.DataFrame, scores: pd.DataFrame, gains: pd.DataFr
         *_partial(cells, scores),
         *_truncated(cells),
         *_rounded_away(cells),
+        *_scored_plainly(cells),
         *_errors(cells, "PRUNED"),
         *mixed_layouts(cells),
     ]
@@ -99,6 +100,15 @@ def _rounded_away(cells: pd.DataFrame) -> list[Finding]:
         text += f"{ROUNDING_FLOORS:g} x what rounding to bf16 alone makes ({floor:.2g}): "
         text += "their training may be too small for the precision that weights are stored in"
         findings.append(Finding("rounding", text, tuple(rows["cell"])))
+    return findings
+
+
+def _scored_plainly(cells: pd.DataFrame) -> list[Finding]:
+    findings = []
+    for model, rows in cells[cells["scored_plainly"].notna()].groupby("model"):
+        text = f"{model}: {counted(len(rows), 'cell')} scored by the plain engine ({rows['scored_plainly'].iloc[0]}): "
+        text += "beside cells that the tree engine scored, differences of the size of rounding are the engines'"
+        findings.append(Finding("engine", text, tuple(rows["cell"])))
     return findings
 
 

@@ -55,12 +55,13 @@ CELLS: dict[str, str] = (
     | dict.fromkeys(("first_loss", "last_loss", "first_loss_mean", "last_loss_mean"), "float64")
     | dict.fromkeys(("samples", "available", "data_tokens", "trainable_tokens"), "Int64")
     | dict.fromkeys(("truncated", "dropped", "duplicates", "repeated"), "Int64")
-    | {"layout": "string", "commit": "string", "created": "string", "finished": "string"}
+    | {"scored_plainly": "string", "layout": "string", "commit": "string", "created": "string", "finished": "string"}
 )
 """Columns of ``cell_frame``: perplexities per token (micro average) with their 95 % interval, losses in nats per token.
 
 ``first_loss`` and ``last_loss`` are those of the cell's first and last optimizer step (``file_frames.end_losses``);
 ``first_loss_mean`` and ``last_loss_mean`` are means over the first and last 5 % of its steps, at least 5.
+``scored_plainly`` is why the plain engine answered where the tree engine was asked for; missing where it did not.
 
 ``perplexity_*`` count special tokens such as EOS, ``perplexity_text_*`` and ``bits_per_byte_*`` the text alone; these
 are missing where a version measured that did not tell them apart, ``bits_per_byte_all`` also where it counted the bytes
@@ -204,6 +205,7 @@ def _cell_row(record: Record) -> dict[str, Any]:
     row |= {name: total.get(name) for name in ("samples", "available", "trainable_tokens")}
     row |= {name: total.get(name) for name in ("truncated", "dropped", "duplicates", "repeated")}
     row["data_tokens"] = total.get("tokens")
+    row["scored_plainly"] = record.cost.get("plainly")
     row["layout"] = json.dumps(training["layout"], sort_keys=True) if training.get("layout") else None
     row["commit"] = _mapping(record.provenance, "git").get("commit")
     return row | {"created": record.created, "finished": record.finished}
