@@ -433,6 +433,26 @@ def test_question_of_which_no_choice_is_right_is_a_warning(home: Path, tmp_path:
     assert told in text
 
 
+def test_first_question_of_which_the_right_choice_is_beyond_the_last_is_told(home: Path, tmp_path: Path) -> None:
+    rows = [{"q": "x", "c": ["a", "b"], "r": right} for right in (2, 1)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{c}}", "doc_to_target": "{{r}}"}
+    metrics = {"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]}
+    (problem,) = found(home, evaluation=evaluation({"path": write_task(tmp_path, "own", choice | metrics)}))
+    rule = (
+        "doc_to_target gives the first question a number that none of its choices has; they count from 0, got '{{r}}'"
+    )
+    assert f"own cannot be loaded: {rule}" in problem and "IndexError" not in problem
+
+
+def test_line_of_a_task_file_with_a_tab_is_told(home: Path, tmp_path: Path) -> None:
+    path = Path(write_task(tmp_path, "own", {}))
+    path.write_text(path.read_text() + 'generation_kwargs:\n\tuntil: ["x"]\n')
+    at = len(path.read_text().splitlines())
+    (problem,) = found(home, evaluation=evaluation({"path": str(path)}))
+    assert f"evaluation.tasks[0].path: {path}:{at}: " in problem
+
+
 def test_question_without_a_label_costs_its_benchmark_alone(home: Path, tmp_path: Path) -> None:
     """lm-eval cannot score it, wherever it stands among others."""
     rows = [{"q": "x", "c": ["a", "b"], "r": right} for right in (0, 1, None)]

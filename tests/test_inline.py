@@ -58,7 +58,7 @@ from massive_sft.running.events import (
 from massive_sft.running.inline import run_inline
 from massive_sft.running.outcome import remove_snapshot, snapshot_folder
 from massive_sft.running.samples import samples_of
-from massive_sft.running.trial import make_record_writer, retain
+from massive_sft.running.trial import make_record_writer, retain, train_run
 from massive_sft.study.results import results_of
 from massive_sft.sweep.load import load_sweep
 from massive_sft.sweep.schema import KeepSnapshots
@@ -143,6 +143,16 @@ def test_cell_that_the_tree_engine_answers_plainly_says_why(tmp_path: Path) -> N
     assert CliRunner().invoke(app, exported).exit_code == 0
     card = (tmp_path / "exported" / "README.md").read_text()
     assert f"by engine `trie` (plainly: {whys.pop()})" in card
+
+
+def test_training_that_another_run_has_is_skipped_by_the_name_of_a_cell_to_do(tmp_path: Path) -> None:
+    plan = make_plan(load_sweep(one_lora(tmp_path)))
+    first, last = plan.runs[0].cells
+    run = replace(plan.runs[0], cells=(replace(first, recorded=Status.COMPLETE, unmet=()), last))
+    happened: list[RunEvent] = []
+    with plan.open_ledger().begin_attempt(run.trajectory.id, "elsewhere:1") or pytest.fail("is free"):
+        train_run(run, make_record_writer(plan), pytest.fail, happened.append, pytest.fail)
+    assert happened == [CellSkipped(str(last.cell.coordinates), (last.cell.id,))]
 
 
 def test_later_snapshot_has_moved_further(finished: Path) -> None:

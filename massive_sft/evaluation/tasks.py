@@ -14,11 +14,13 @@ import glob
 import os
 import random
 import re
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
@@ -116,7 +118,7 @@ def _file_problem(path: Path) -> str | None:
         with as_task_unavailable("must be a YAML task file"):
             config = dict(load_yaml(path, resolve_func=False))
     except TaskUnavailable as error:
-        return str(error)
+        return next(unread(path), str(error))  # with the line, where that is known
     if not isinstance(config.get("task"), str) and not isinstance(config.get("group"), str):
         return "must hold a task or a group"
     return next(unread(path), None) or keys_problem(config)
@@ -250,6 +252,12 @@ def _built(config: dict[str, Any], path: Path) -> Any:
             raise
         rule = "is neither a column of its data nor a template that gives a list"
         raise TaskUnavailable(f"{path.stem} cannot be loaded: doc_to_choice {rule}, got {choices!r}") from error
+    except IndexError as error:  # as it is loaded, the first question's right choice is looked up
+        raised, target = traceback.extract_tb(error.__traceback__)[-1], config.get("doc_to_target")
+        if raised.filename != lm_eval.api.task.__file__ or raised.name != "__init__":
+            raise
+        rule = "gives the first question a number that none of its choices has; they count from 0"
+        raise TaskUnavailable(f"{path.stem} cannot be loaded: doc_to_target {rule}, got {target!r}") from error
 
 
 def _require_splits(config: Mapping[str, Any], files: Any, path: Path) -> None:

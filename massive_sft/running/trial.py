@@ -99,7 +99,8 @@ def train_run(
     """
     attempt = recorder.ledger.begin_attempt(run.trajectory.id, recorder.owner)
     if attempt is None:
-        listen(skipped(str(run.trajectory.cells[0].coordinates), todo(run)))
+        left = todo(run)
+        listen(skipped(str(left[-1].cell.coordinates), left))  # the training's name, as where it starts
         return
     trial = _Trial(run, attempt, recorder.ledger, listen, ready, todo(run))
     with attempt:
