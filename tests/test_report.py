@@ -503,6 +503,20 @@ def test_spots_of_points_that_tell_nothing_are_grey_like_their_line() -> None:
     assert counts == {("spots", ""): 1, ("line", "faint"): 2, ("spots", "faint"): 2}
 
 
+def test_spots_of_many_points_leave_their_line_to_be_seen_and_no_point_is_lost() -> None:
+    values = [1.0] * 30
+    line = chart.Line("l", [(float(at), value) for at, value in enumerate(values)], 0, marked=True)
+    assert 6 <= chart.Panel("t", "x", "y", [line]).svg.count("h0") <= 12
+    values[10:16] = [math.nan, 1.0] * 3  # each alone
+    alone = chart.Line("l", [(float(at), value) for at, value in enumerate(values)], 0, marked=True)
+    svg = chart.Panel("t", "x", "y", [alone]).svg
+    (drawn,) = re.findall(r'class="line[^"]*" d="([^"]*)"', svg)
+    (spots,) = re.findall(r'class="spots[^"]*" d="([^"]*)"', svg)
+    places = {*re.findall(r"[\d.]+ [\d.]+(?=h0)", spots)}
+    lonely = [part for part in drawn.split("M")[1:] if "L" not in part]
+    assert len(lonely) == 2 and places.issuperset(lonely)
+
+
 def test_line_of_one_point_is_a_spot() -> None:
     spots = [chart.Panel("t", "x", "y", [chart.Line("l", [(1.0, 2.0), (2.0, end)], 0)]).svg for end in (math.nan, 3.0)]
     assert ['class="spots' in svg for svg in spots] == [True, False]

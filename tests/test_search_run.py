@@ -17,7 +17,7 @@ from rich.console import Console
 from small_sweep import small_sweep
 
 from massive_sft.cli.gc import collect
-from massive_sft.cli.search_view import find_search, searches_view, trials_left
+from massive_sft.cli.search_view import find_search, search_json, searches_json, searches_view, trials_left
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.budget import fit_to_budget
 from massive_sft.ledger.lease import LeaseWatch
@@ -177,6 +177,14 @@ def test_report_shows_each_decision_and_the_best_so_far(
     assert "s: 2 trials ended at epoch 1: not among the better 50% there; 2 of them are parked, 0 dropped." in page
 
 
+def test_decisions_tell_programs_the_values_that_people_see(undisturbed: tuple[Plan, list[RunEvent]]) -> None:
+    found = standing(make_whole_plan(undisturbed[0].sweep))
+    (ended,) = searches_json(undisturbed[0])
+    assert (ended["decided"], ended["left"], ended["cost"]) == (3, 0, None)
+    for entry, told in zip(found.entries, json.loads(json.dumps(search_json(found)))["decisions"], strict=True):
+        assert told["values"] == found.planned.named(entry) and told.items() >= dict(entry).items()
+
+
 def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     undisturbed: tuple[Plan, list[RunEvent]], tmp_path: Path
 ) -> None:
@@ -199,6 +207,14 @@ def test_what_a_search_has_left_is_priced_though_the_ledger_has_the_cells(
     with pytest.raises(InvalidInput, match=r"or the name of a search, got 'gird' \(did you mean 'grid'"):
         find_search("gird", plan.sweep.path, None)
     assert trials_left(plan) == ["at most 2 more trials of search grid, a training each"]
+    (told,) = json.loads(json.dumps(searches_json(plan)))
+    assert (told["search"], told["trials"], told["decided"], told["left"]) == (
+        "grid",
+        2,
+        0,
+        2,
+    )  # all that its space has
+    assert told["cost"]["value"] > 0
     assert isinstance(grid.planned.space, CellSpace)
     assert [grid.planned.space.cell(choice).epoch for choice in grid.planned.space.longest()] == [2]
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from massive_sft.cli.budget import BudgetHours, apply_budget
 from massive_sft.cli.options import File, Json, Overlays, Where, console, load_plan, print_json, report_write_errors
-from massive_sft.cli.search_view import searches_view
+from massive_sft.cli.search_view import searches_json, searches_view
 from massive_sft.cli.views import budget_view, changes_view, indented, make_table, plan_totals, warnings_view
 from massive_sft.core.errors import InvalidInput
 from massive_sft.cost.estimate import estimate, runs_to_train
@@ -56,8 +56,8 @@ def plan(
         with report_write_errors("--cells", cells):
             cells.write_text(cells_csv(selected), encoding="utf-8")
     if as_json:
-        paid = budget_json(budgeted) if budgeted else None
-        print_json({**plan_json(selected), "budget": paid, "changes": find_changes(whole)})
+        paid, changes = budget_json(budgeted) if budgeted else None, find_changes(whole)
+        print_json({**plan_json(selected), "searches": searches_json(whole), "budget": paid, "changes": changes})
     else:
         searches = searches_view(whole, with_cost=True)
         none = "no such cell" if budgeted is None or not budgeted.left_out else "the budget pays for no cell"

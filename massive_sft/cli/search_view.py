@@ -18,7 +18,7 @@ from massive_sft.core.files import format_bytes
 from massive_sft.core.wording import counted
 from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import estimate
-from massive_sft.cost.formatting import format_time
+from massive_sft.cost.formatting import figure_json, format_time
 from massive_sft.cost.gpu_counts import with_gpu_counts
 from massive_sft.ledger.store import Ledger
 from massive_sft.planning.plan import Plan
@@ -44,6 +44,20 @@ def searches_view(plan: Plan, with_cost: bool = False) -> Group:
     ledger = Ledger(plan.storage)
     lines = [line for one in find_standings(plan.sweep, ledger) for line in _lines(one, plan, ledger, with_cost)]
     return Group(Text(), *map(indented, lines))
+
+
+def searches_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return how far the searches of a plan are as JSON values; ``cost``: seconds of all trials that may be left."""
+    if not plan.sweep.file.search or plan.missing:
+        return []
+    found = []
+    for one in find_standings(plan.sweep, Ledger(plan.storage)):
+        counts = {"trials": trials_of(one.planned.space), "decided": len(one.asks), "outcomes": dict(one.counts)}
+        left = {"left": one.left, "confirmations_left": one.confirmations_left}
+        seconds = _longest(one, plan)[0].times(sum(left.values())) if one.is_open else None
+        found.append({"search": one.planned.search.name, "id": one.planned.id, **counts, **left})
+        found[-1]["cost"] = figure_json(seconds)
+    return found
 
 
 def trials_left(plan: Plan) -> list[str]:
@@ -225,14 +239,17 @@ def search_view(one: Standing) -> Group:
 
 
 def search_json(one: Standing) -> dict[str, Any]:
-    """Return a search as JSON values."""
+    """Return a search as JSON values; what a decision chose is ``values``, as the sweep file would have it.
+
+    ``choice``, on which its hash rests, has positions of axes that are lists.
+    """
     outcomes = {str(number): outcome.as_json() for number, outcome in sorted(one.outcomes.items())}
     best = [entry["n"] for entry in one.best]
     return {
         "schema": 1,
         "search": one.planned.search.name,
         "id": one.planned.id,
-        "decisions": [dict(entry) for entry in one.entries],
+        "decisions": [{**entry, "values": one.planned.named(entry)} for entry in one.entries],
         "outcomes": outcomes,
         "best": best,
         "waits_for": list(one.waits_for),

@@ -201,16 +201,16 @@ def cost_json(cost: Cost) -> dict[str, Any]:
     A figure that is not ``complete`` is the sum of what could be estimated; ``unknown`` says what it lacks.
     """
     return {
-        "training": _figure(cost.training),
-        "evaluation": _figure(cost.evaluation),
-        "gpu_seconds": _figure(cost.gpu_seconds),
-        "money": _figure(cost.money),
-        "saved_by_sharing": _figure(cost.saved),
+        "training": figure_json(cost.training),
+        "evaluation": figure_json(cost.evaluation),
+        "gpu_seconds": figure_json(cost.gpu_seconds),
+        "money": figure_json(cost.money),
+        "saved_by_sharing": figure_json(cost.saved),
         "disk": None if cost.disk is None else {**vars(cost.disk), "peak": cost.disk.peak},
         "unknown": dict(cost.unknown),
         "retrainings": cost.retrainings,
-        "retraining": _figure(cost.retraining),
-        "extensions": vars(cost.extensions) | {"again": _figure(cost.extensions.again)},
+        "retraining": figure_json(cost.retraining),
+        "extensions": vars(cost.extensions) | {"again": figure_json(cost.extensions.again)},
         "trainings": cost.runs,
         "measured_trainings": cost.measured,
         "grouped_trainings": cost.grouped,
@@ -219,7 +219,8 @@ def cost_json(cost: Cost) -> dict[str, Any]:
     }
 
 
-def _figure(figure: Quantity | None) -> dict[str, Any] | None:
+def figure_json(figure: Quantity | None) -> dict[str, Any] | None:
+    """Return a figure as JSON values; null for none."""
     return None if figure is None else {"value": figure.value, "sure": figure.sure, "complete": figure.complete}
 
 

@@ -15,6 +15,7 @@ SHAPES = 3
 _WIDTH, _HEIGHT = 340, 224
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 10, 8, 36
 _CHARACTER = 6.4  # the width of one in a label
+_SPOTS = 12  # on a line at most: more would hide its dashes
 _MANY = 60  # dots beyond which a series is one path with one tooltip
 
 
@@ -191,6 +192,7 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
     faint = line.faint or [False] * len(line.points)
     shown = [x.shows(at) and y.shows(value) for at, value in line.points]
     has_spots = line.marked or sum(shown) == 1  # of one point there is no line
+    every = -(-sum(shown) // _SPOTS)
     for wanted in (False, True):
         path = spots = ""
         for index, (at, value) in enumerate(line.points):
@@ -199,7 +201,9 @@ def _line(line: Line, x: Axis, y: Axis) -> Iterable[Markup]:
             place = f"{x(at):.1f} {y(value):.1f}"
             joined = index > 0 and shown[index - 1] and (faint[index] or faint[index - 1]) == wanted
             path += f"{'L' if joined else 'M'}{place}"
-            spots += f"M{place}h0" if has_spots and faint[index] == wanted else ""
+            is_alone = not any(shown[max(0, index - 1) : index] + shown[index + 1 : index + 2])
+            has_spot = has_spots and (is_alone or index % every == 0) and faint[index] == wanted
+            spots += f"M{place}h0" if has_spot else ""
         tone, grey = _tone(line.colour), " faint" if wanted else ""
         if "L" in path:
             dash = f" d{line.dash % DASHES}"
