@@ -946,8 +946,10 @@ def test_training_that_lacks_an_epoch_is_still_to_do(tmp_path: Path) -> None:
     assert must_train(plan, run)
     write_json(outcome, {"epochs": {"1": {}}})
     assert must_train(plan, run)
+    before = sum(fit.runs for fit in estimate(plan).fits)
     write_json(outcome, {"epochs": {"1": {}, "2": {}}})
     assert not must_train(plan, run)
+    assert sum(fit.runs for fit in estimate(plan).fits) == before - 1  # nor is its memory of what is left
 
 
 # A real sweep, as it was measured: see benchmarks/estimates.py

@@ -248,7 +248,7 @@ def estimate(plan: Plan) -> Cost:
         plan.sweep.file.budget.price_per_gpu_hour,
         saved,
         peak_disk(inputs, to_train),
-        tuple(check_fits(inputs)),
+        tuple(check_fits(inputs, [*to_train, *gone])),
         told(estimator.lacks),
         len(to_train),
         sum(_is_measured(inputs, run) for run in to_train),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from massive_sft.cost.inputs import CostInputs
@@ -50,12 +51,15 @@ class Fit:
     gradient_checkpointing: bool | str | None = None
 
 
-def check_fits(inputs: CostInputs) -> list[Fit]:
+def check_fits(inputs: CostInputs, todo: Iterable[RunPlan]) -> list[Fit]:
     """Return the memory of what is left of a plan: of each kind of training, and of scoring each model where it does
     not fit; unknown shapes are left out.
+
+    Args:
+        todo: the runs that are still to train.
     """
     groups: dict[tuple[object, ...], list[RunPlan]] = {}
-    for run in inputs.plan.todo:
+    for run in todo:
         recipe = run.trajectory.recipe
         setting, workload = recipe.setting, inputs.workload(recipe)
         longest = workload.longest if workload else setting.max_length
