@@ -930,6 +930,14 @@ def test_removed_snapshots_are_priced_as_retrainings_beside_what_is_left(tmp_pat
         assert any(line.plain.endswith(f"were removed: {then}") for line in totals)
 
 
+def test_part_of_a_training_s_cells_is_told_to_need_the_whole(tmp_path: Path) -> None:
+    plan = make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots="1..3")]))
+    first = select_cells(plan, parse_where("epoch=1 and method!=none"))
+    told = "1 training run, 3 epochs in all, gives 3 trained cells, 1 of them chosen: a training is done whole"
+    assert told in [line.plain for line in plan_totals(first)]
+    assert not any("chosen" in line.plain for line in plan_totals(plan))
+
+
 def test_sharing_saves_what_a_run_for_each_cell_would_train_again(tmp_path: Path) -> None:
     """Snapshots at 1, 2 and 3: one run of three epochs in place of six."""
     plan = make_plan(sweep_in(tmp_path, **NAMED, blocks=[block(schedule="constant", snapshots="1..3")]))

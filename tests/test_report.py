@@ -15,7 +15,7 @@ from sample_records import plan_of, sweep_file, write_records
 
 from massive_sft.ledger.loss_curve import StepDone, to_line
 from massive_sft.ledger.record import Record, Status
-from massive_sft.report import chart, formatting, html_table, report_data
+from massive_sft.report import chart, formatting, html_table, relations, report_data
 from massive_sft.report.section import FigureBlock
 from massive_sft.report.write import write_report
 from massive_sft.study.results import results_of
@@ -406,6 +406,12 @@ def test_mean_over_fewer_mixtures_than_its_row_s_tells_their_number(tmp_path: Pa
     (row,) = (dict(zip((one["label"] for one in table["columns"]), row, strict=True)) for row in table["rows"])
     assert row["runs"] == "3 of 3"
     assert row["quiz-0shot"][1].endswith(", 2 of 3") and " of " not in row["prose-0shot"][1]
+
+
+def test_what_is_noted_of_layers_correlations_stands_in_their_chart() -> None:
+    notes = pd.Series(["hangs on one point"] * 2 + [""])
+    assert relations._layer_notes(notes) == "\nhangs on one point (2 of 3 layers)"
+    assert relations._layer_notes(pd.Series(["too few", ""])) == ""
 
 
 def test_loss_curve_is_thinned_and_broken_where_not_finite(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ Where = Annotated[
     str | None,
     typer.Option(
         "--where",
-        help='Only these cells: "model=a|b and method=lora and epoch!=1", by coordinates, status, cell or trajectory.',
+        help='Only these cells: "model=a|b and method=lora and epoch!=1", by coordinates, status, cell or trajectory. '
+        "A training is done whole, for all of its epochs.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

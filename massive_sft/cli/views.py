@@ -123,11 +123,13 @@ def _sharing_lines(plan: Plan) -> list[str]:
     samples = ""
     if saved.run_samples is not None and saved.cell_samples is not None and saved.cell_samples > saved.run_samples:
         samples = f" ({saved.run_samples:,} samples instead of {saved.cell_samples:,})"
+    chosen = sum(len(run.cells) for run in plan.runs)
+    part = f", {chosen:,} of them chosen: a training is done whole" if chosen < saved.cells else ""
     alone = f", which one by one would take {counted(saved.cell_epochs, 'epoch')}{samples}"
     lines = [
         f"{counted(saved.runs, 'training run')}, {counted(saved.run_epochs, 'epoch')} in all, "
-        f"give{'s' if saved.runs == 1 else ''} {counted(saved.cells, 'trained cell')}"
-        + (alone if saved.cell_epochs > saved.run_epochs else "")
+        f"give{'s' if saved.runs == 1 else ''} {counted(saved.cells, 'trained cell')}{part}"
+        + (alone if saved.cell_epochs > saved.run_epochs and not part else "")
     ]
     if saved.split_by_horizon:
         lines.append(

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from massive_sft.core.wording import counted
 from massive_sft.report.chart import COLOURS, Dot, Key, Line, Panel
 from massive_sft.report.formatting import MISSING, format_number, is_missing
@@ -233,6 +235,7 @@ def _profile(data: ReportData) -> Section | None:
         caption = f"n = {counted(n.max(), 'training run')}" if len(n) else ""
         caption += ": too few" if len(n) and n.max() < correlate.MIN_PAIRS else ""
         caption += f", {correlate.MIXED}" if len({row["method"] for row in of_model}) > 1 else ""
+        caption += _layer_notes(correlations.loc[correlations["model"] == model, "note"])
         gains.append(
             Panel(
                 str(model), "layer", "Pearson r with overall gain", dots=dots, caption=caption, whole_x=True, zero=True
@@ -251,6 +254,12 @@ def _profile(data: ReportData) -> Section | None:
     return Section("layers", "", notes, figures)
 
 
+def _layer_notes(notes: pd.Series) -> str:
+    """Return what is noted of the layers' correlations, beyond too few pairs, and of how many of them."""
+    counts = notes[~notes.isin(["", "too few"])].value_counts()
+    return "".join(f"\n{note} ({count} of {counted(len(notes), 'layer')})" for note, count in counts.items())
+
+
 def _profile_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
     first = rows[0]
     points = [(float(row["layer"]), float(row["change"])) for row in rows]
@@ -266,4 +275,5 @@ def _profile_line(rows: list[dict[str, Any]], styles: LineStyles) -> Line:
 def _layer_dot(row: dict[str, Any]) -> Dot:
     values = [float(row[name]) for name in ("pearson", "pearson_low", "pearson_high")]
     label = f"layer {row['layer']}: r = {format_number(values[0], 2)} ({_bounds(row, 'pearson')}), n = {row['n']}"
+    label += f"; {row['note']}" if row["note"] else ""
     return Dot(label, float(row["layer"]), values[0], 0, 0, values[1], values[2])
