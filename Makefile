@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-long: setup
 	$(BIN)/pytest -m long
