@@ -52,11 +52,11 @@ def searches_json(plan: Plan) -> list[dict[str, Any]]:
         return []
     found = []
     for one in find_standings(plan.sweep, Ledger(plan.storage)):
+        named = {"search": one.planned.search.name, "id": one.planned.id}
         counts = {"trials": trials_of(one.planned.space), "decided": len(one.asks), "outcomes": dict(one.counts)}
         left = {"left": one.left, "confirmations_left": one.confirmations_left}
         seconds = _longest(one, plan)[0].times(sum(left.values())) if one.is_open else None
-        found.append({"search": one.planned.search.name, "id": one.planned.id, **counts, **left})
-        found[-1]["cost"] = figure_json(seconds)
+        found.append({**named, **counts, **left, "cost": figure_json(seconds)})
     return found
 
 

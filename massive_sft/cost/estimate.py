@@ -148,6 +148,12 @@ class Estimator:
             total += self._perplexity(recipe, rows, shape, device)
         return total
 
+    def unmet(self, cell: CellPlan, run: RunPlan | None) -> Quantity:
+        """Return the seconds of what a cell lacks; not ``complete`` where some of that cannot be told."""
+        before = self.lacks.total()
+        seconds = self.cell(cell, run, cell.unmet)
+        return seconds + UNKNOWN if self.lacks.total() > before else seconds
+
     def _rows(self, shape: ModelShape, method: str, device: Device) -> Mapping[str, ScoringCosts]:
         if (shape.key, method) not in self._measured:
             self._measured[shape.key, method] = self.inputs.scored_alike(shape, method, device)
@@ -232,10 +238,7 @@ def estimate(plan: Plan) -> Cost:
     for run in gone:
         again += estimator.training(run) or UNKNOWN
     for of, cell in _cells(plan):
-        before = estimator.lacks.total()
-        seconds = estimator.cell(cell, of, cell.unmet)
-        if estimator.lacks.total() > before:
-            seconds += UNKNOWN
+        seconds = estimator.unmet(cell, of)
         if of is not None and of.needs_retraining:
             again += seconds
             continue

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from massive_sft.cost.duration import UNKNOWN, Quantity
+from massive_sft.cost.duration import Quantity
 from massive_sft.cost.estimate import Estimator, runs_to_train
 from massive_sft.cost.extension import resumed_shares
 from massive_sft.planning.plan import CellPlan, Plan, RunPlan
@@ -74,11 +74,8 @@ class _Kind:
 
 def _scoring(estimator: Estimator, cell: CellPlan, run: RunPlan | None) -> Quantity | None:
     """Return the seconds of what a cell lacks, as far as they can be told; None where nothing of them can."""
-    before = estimator.lacks.total()
-    seconds = estimator.cell(cell, run, cell.unmet)
-    if estimator.lacks.total() == before:
-        return seconds
-    return seconds + UNKNOWN if seconds.value else None
+    seconds = estimator.unmet(cell, run)
+    return seconds if seconds.complete or seconds.value else None
 
 
 def _prior(sure: bool) -> float:

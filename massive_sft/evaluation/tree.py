@@ -225,7 +225,7 @@ class TreeScorer(PlainScorer):
             own, given = [rows[i] for i in looked_at], [values[i] for i in looked_at]
             with exact_head(self.model):
                 expected, _ = self._batches.values(own)
-            difference = find_difference(compared(own, given, expected), self.model.dtype)
+            difference = find_difference(paired(own, given, expected), self.model.dtype)
             if difference is not None and not self._rounds_as_plain(own, given, expected, last_at_reads):
                 return None, difference
             self._proven_tokens = longest
@@ -251,14 +251,14 @@ class TreeScorer(PlainScorer):
         except _FAILURES as error:
             log.info("trees cannot be looked at in fp32: %s", error)
             return False
-        if find_difference(compared(rows, found, truth), torch.float32) is not None:
+        if find_difference(paired(rows, found, truth), torch.float32) is not None:
             return False
-        own, theirs = (statistics.fmean(_roots(compared(rows, values, truth))) for values in (trees, plain))
+        own, theirs = (statistics.fmean(_roots(paired(rows, values, truth))) for values in (trees, plain))
         log.info("by %.3g nats in the mean trees are off fp32, plain passes by %.3g", own, theirs)
         return own <= _AS_MUCH * theirs
 
 
-def compared(
+def paired(
     rows: Sequence[Row], found: Sequence[list[Value]], expected: Sequence[list[Value]]
 ) -> list[tuple[int, float, float]]:
     """Return of every span its number of tokens and both log-probabilities."""
@@ -301,11 +301,12 @@ def find_difference(compared: Sequence[tuple[int, float, float]], dtype: torch.d
         compared: how many tokens each is of, the tree's and the plain one.
         dtype: of the weights.
     """
-    for (tokens, one, other), root in zip(compared, _roots(compared), strict=True):
+    roots = _roots(compared)
+    for (tokens, one, other), root in zip(compared, roots, strict=True):
         most = _EXACT[0] + _EXACT[1] * max(tokens, abs(other))
         if not (root <= _ROUNDED if dtype != torch.float32 else root * math.sqrt(tokens) <= most):
             return f"the tree gives {one:.6g} where the plain engine gives {other:.6g}"
-    mean = statistics.fmean(_roots(compared))
+    mean = statistics.fmean(roots)
     if dtype != torch.float32 and mean > _ROUNDED_MEAN:
         return f"the tree's log-probabilities differ from the plain engine's by {mean:.3g} in the mean"
     return None
